@@ -1,0 +1,82 @@
+"""The contract of an evaluator: an encoder and a data set in, metrics with their definition and per-user values out."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from typing import Any, Literal, Protocol
+
+import numpy as np
+from torch import Tensor
+
+from userec.batch import Batch
+from userec.capability import Can
+from userec.config import Plugin, Ref
+from userec.encoder.contract import Encoder
+from userec.schema import Schema
+
+Split = Literal["valid", "test"]
+
+
+@dataclass(frozen=True)
+class Metric:
+    """One number with all that is needed to trust it. The engine stamps evaluator, split, encoder and `after`."""
+
+    task: str
+    metric: str  # lower case: ndcg@10
+    definition: str  # ndcg@10[gain=binary,idcg=min(k,targets),ties=expected,seen=dropped,catalogue=full]
+    value: float
+    low: float = float("nan")  # 95 % bootstrap interval over users; NaN where there is none (coverage)
+    high: float = float("nan")
+    n: int = 0  # users behind it
+    better: Literal["higher", "lower"] = "higher"
+    slice: str = ""
+    period: int | None = None
+    users: np.ndarray | None = None  # [n] coded user rows
+    values: np.ndarray | None = None  # [n] per-user values
+
+
+class Data(Protocol):
+    """What an evaluator, and the trainer's validation, see of a data set."""
+
+    schema: Schema
+    trained: tuple[str, ...]
+    """Tasks that have a trained head; others are probed."""
+    popularity: Tensor
+    """[n] training events of each id of the item space; reserved ids 0."""
+    seed: int
+
+    def batches(self, split: Split, task: str, users: int | None = None) -> Iterator[Batch]:
+        """One row and one question a query, bucketed by length: `targets.query.ids` [B, 1, P] are the relevant ids (0 = padding),
+        `targets.labels` [B, 1, P, 1] is 1 there, NaN at padding. `users` = only a fixed seeded sample of that many."""
+        ...
+
+    def seen(self, batch: Batch) -> tuple[Tensor, Tensor]:
+        """(row [N], id [N]): the items of each row's whole history before the question, whatever the encoder's window."""
+        ...
+
+    def questions(self, split: Split, task: str) -> int:
+        """How many queries `batches` will give."""
+        ...
+
+
+class Evaluator(Plugin, ABC):
+    """Judges an encoder. One class, one protocol; every choice is in `Config` and in each metric's definition."""
+
+    needs: Can = Can.NOTHING
+    reads: frozenset[str] = frozenset({"item"})
+    hides: frozenset[str] = frozenset()
+    baselines: tuple[Ref, ...] = ()
+    """Encoders fitted and evaluated the same way by the engine, always reported beside the model."""
+
+    def __init__(self, config: Any, build: Any) -> None:
+        self.config = config
+
+    def refuses(self, encoder: Encoder, data: Data) -> list[str]:
+        """Reasons why it does not fit this data or encoder, beyond needs, reads and hides."""
+        return []
+
+    @abstractmethod
+    def evaluate(self, encoder: Encoder, data: Data, split: Split) -> Iterable[Metric]:
+        """The metrics. Called in eval mode, without gradients."""
