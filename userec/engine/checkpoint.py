@@ -45,6 +45,11 @@ def load(folder: Path, name: str) -> tuple[dict[str, Tensor], dict[str, Any]] | 
         raise UserError(f"checkpoint {about_file} cannot be read ({error}); remove {folder} to start anew") from None
 
 
+def part(tensors: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:
+    """The tensors named `prefix.X`, by X."""
+    return {key.removeprefix(f"{prefix}."): value for key, value in tensors.items() if key.startswith(f"{prefix}.")}
+
+
 def flatten_optimizer(optimizer: torch.optim.Optimizer) -> tuple[dict[str, Tensor], list[dict[str, Any]]]:
     """The optimizer's state as tensors `optimizer.INDEX.KEY`, and its groups as JSON values."""
     state = optimizer.state_dict()

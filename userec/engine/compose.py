@@ -139,4 +139,3 @@ def _fitting(encoder: Encoder, schema: Schema, build: Builder) -> Iterable[str]:
 def trainable(encoder: Encoder) -> bool:
     """Whether it trains by gradient; else by counting."""
     return Can.GRADIENT in encoder.offers
-

@@ -17,7 +17,9 @@ def device_of(name: str) -> torch.device:
     except RuntimeError:
         raise UserError(f"unknown --device {name!r}: cpu, cuda or cuda:N") from None
     if device.type == "cuda" and not torch.cuda.is_available():
-        raise UserError(f"--device {name}: this machine has no CUDA device that torch {torch.__version__} can use; leave it out for cpu")
+        raise UserError(
+            f"--device {name}: this machine has no CUDA device that torch {torch.__version__} can use; leave it out for cpu"
+        )
     if device.type not in ("cpu", "cuda"):
         raise UserError(f"unknown --device {name!r}: cpu, cuda or cuda:N")
     return device

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 
 import torch
 from torch import Tensor
@@ -59,7 +59,9 @@ class GradientLearner:
             with torch.autocast(self.device.type, torch.bfloat16, enabled=self.config.precision == "bf16"):
                 result = self.objective.loss(self.encoder, prepared)
             if not torch.isfinite(result.loss):
-                raise DivergedError(f"the loss is {float(result.loss)} at step {step}: lower train.lr (now {self.config.lr:g}) or set train.clip_norm")
+                raise DivergedError(
+                    f"the loss is {float(result.loss)} at step {step}: lower train.lr (now {self.config.lr:g}) or set train.clip_norm"
+                )
             (result.loss / len(batches)).backward()
             targets += result.targets
             for name, value in {"loss": result.loss, **result.parts}.items():
@@ -81,8 +83,3 @@ def count(encoder: Encoder, batches: Iterable[Batch], device: torch.device) -> i
 
 def _mix(seed: int, step: int, part: int) -> int:
     return (seed * 1_000_003 + step) * 64 + 2 * part
-
-
-def snapshot(encoder: Encoder) -> Mapping[str, Tensor]:
-    """A copy of the weights on the CPU."""
-    return {key: value.detach().cpu().clone() for key, value in encoder.state_dict().items()}
