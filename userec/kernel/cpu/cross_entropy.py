@@ -96,8 +96,8 @@ class _PerRow(torch.autograd.Function):
             out[start : start + len(logits)] = _losses(logits, target[start : start + len(logits)])[0]
         return out
 
-    @staticmethod  # type: ignore[override]
-    @once_differentiable
+    @staticmethod
+    @once_differentiable  # type: ignore[override]
     @torch.amp.custom_bwd(device_type="cpu")
     def backward(ctx: Any, upstream: Tensor) -> tuple[Tensor | None, ...]:
         x, weight, bias, target = ctx.saved_tensors
@@ -129,8 +129,8 @@ class _Mean(torch.autograd.Function):
             ctx.save_for_backward(gradients.dx, gradients.weight, gradients.bias)
         return total * upstream.squeeze()
 
-    @staticmethod  # type: ignore[override]
-    @once_differentiable
+    @staticmethod
+    @once_differentiable  # type: ignore[override]
     @torch.amp.custom_bwd(device_type="cpu")
     def backward(ctx: Any, upstream: Tensor) -> tuple[Tensor | None, ...]:
         dx, weight, bias = ctx.saved_tensors
