@@ -41,6 +41,7 @@ DEFAULTS: tuple[str, ...] = (
     "userec.builtin.labelled",
     "userec.builtin.ranking",
     "userec.builtin.tensorboard",
+    "userec.builtin.journal",
     "userec.builtin.kernels",
 )
 """The modules that are loaded like a plugin of the distribution `userec`."""
