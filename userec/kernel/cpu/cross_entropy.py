@@ -96,10 +96,10 @@ class _PerRow(torch.autograd.Function):
             out[start : start + len(logits)] = _losses(logits, target[start : start + len(logits)])[0]
         return out
 
-    @staticmethod  # type: ignore[override]
+    @staticmethod
     @once_differentiable
     @torch.amp.custom_bwd(device_type="cpu")
-    def backward(ctx: Any, upstream: Tensor) -> tuple[Tensor | None, ...]:
+    def backward(ctx: Any, upstream: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]
         x, weight, bias, target = ctx.saved_tensors
         chunks, gradients = _Chunks(x, weight, bias), _Gradients(x, weight, bias)
         for start in chunks.starts():
@@ -129,9 +129,9 @@ class _Mean(torch.autograd.Function):
             ctx.save_for_backward(gradients.dx, gradients.weight, gradients.bias)
         return total * upstream.squeeze()
 
-    @staticmethod  # type: ignore[override]
+    @staticmethod
     @once_differentiable
     @torch.amp.custom_bwd(device_type="cpu")
-    def backward(ctx: Any, upstream: Tensor) -> tuple[Tensor | None, ...]:
+    def backward(ctx: Any, upstream: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]
         dx, weight, bias = ctx.saved_tensors
         return upstream * dx, upstream * weight, None if bias is None else upstream * bias, None, None
