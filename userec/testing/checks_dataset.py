@@ -1,0 +1,1 @@
+def dataset_checks(cls, settings, plugins): return []
