@@ -16,6 +16,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -72,13 +73,13 @@ def first_batch(data_dir: Path) -> dict[str, float]:
     cold, warm = [], []
     for _ in range(5):
         with tempfile.TemporaryDirectory() as folder:
-            cold.append(clock(lambda folder=folder: go(Path(folder))))
-            warm.append(clock(lambda folder=folder: go(Path(folder))))
+            cold.append(clock(partial(go, Path(folder))))
+            warm.append(clock(partial(go, Path(folder))))
     return {"cold": statistics.median(cold), "warm": statistics.median(warm)}
 
 
 def evaluation_and_loader(data_dir: Path) -> dict[str, float]:
-    """SASRec, width 64, two layers, length 200: seconds of the whole evaluation and of its forward passes; of loading and of stepping."""
+    """SASRec of its recipe, length 200: seconds of an evaluation and of its forward passes, of loading and of training steps."""
     import torch
 
     from userec.capability import Can
@@ -126,7 +127,7 @@ def evaluation_and_loader(data_dir: Path) -> dict[str, float]:
             began = time.perf_counter()
             batch = next(batches)
             loading.append(time.perf_counter() - began)
-            stepping.append(clock(lambda batch=batch, step=step: learner.step([batch], step, 0.0, 1000)))
+            stepping.append(clock(partial(learner.step, [batch], step, 0.0, 1000)))
     return {
         "forward": statistics.median(forward for forward, _ in pairs),
         "evaluation": statistics.median(whole for _, whole in pairs),

@@ -45,11 +45,10 @@ def quality(files: list[Path]) -> list[str]:
         assert ndcg is not None
         split = report["dataset"]["split"]
         leaky = {True: ", leaky", False: "", None: ", no times"}[split["leaky"]]
-        lines.append(
-            f"| {report['experiment']['encoder']['name']} | {report['dataset']['name']} | {split['name']}{leaky} | {cell(ndcg)} | {cell(hr)} "
-            f"| {cell(find(report['baselines'], 'ndcg@10'))} | {ndcg['n']} | {report['timing']['train_s']:.0f} | {kept['wall_s']:.0f} "
-            f"| {report['peak_rss_mb']:.0f} | `{report['dataset']['target_hash']}` |"
-        )
+        names = (report["experiment"]["encoder"]["name"], report["dataset"]["name"], split["name"] + leaky)
+        metrics = (cell(ndcg), cell(hr), cell(find(report["baselines"], "ndcg@10")), ndcg["n"])
+        costs = (f"{report['timing']['train_s']:.0f}", f"{kept['wall_s']:.0f}", f"{report['peak_rss_mb']:.0f}")
+        lines.append("| " + " | ".join(map(str, (*names, *metrics, *costs, f"`{report['dataset']['target_hash']}`"))) + " |")
         made.append(f"- `{kept['command']}` (seed {kept['seed']}, commit {kept['commit']}, {kept['machine']})")
     return [*lines, "", "Made by:", "", *made, ""]
 

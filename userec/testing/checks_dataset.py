@@ -1,1 +1,2 @@
-def dataset_checks(cls, settings, plugins): return []
+def dataset_checks(cls, settings, plugins):
+    return []

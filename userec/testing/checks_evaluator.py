@@ -1,1 +1,2 @@
-def evaluator_checks(cls, settings, plugins): return []
+def evaluator_checks(cls, settings, plugins):
+    return []

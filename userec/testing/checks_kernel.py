@@ -1,1 +1,2 @@
-def kernel_checks(cls, settings, plugins): return []
+def kernel_checks(cls, settings, plugins):
+    return []

@@ -236,7 +236,9 @@ class TinyDataset(Dataset):
 
     def items(self) -> pd.DataFrame:
         """`item item.category`: the cluster."""
-        return pd.DataFrame({"item": [f"i{i}" for i in range(ITEMS)], "item.category": [f"c{i % CATEGORIES}" for i in range(ITEMS)]})
+        return pd.DataFrame(
+            {"item": [f"i{i}" for i in range(ITEMS)], "item.category": [f"c{i % CATEGORIES}" for i in range(ITEMS)]}
+        )
 
     def labels(self, task: str) -> pd.DataFrame | None:
         """`group`: the user's cluster. `click`, `like`: two items of the own cluster with 1.0 and one of another with 0.0."""

@@ -234,5 +234,10 @@ class Nested(Encoder):
 
 TOYS: tuple[type[Encoder], ...] = (Dot, Target, Counting, Stateful, ManyTask, UserId, Nested)
 
-PLUGINS: dict[str, dict[str, Any]] = {"encoders": {toy.name: toy for toy in TOYS}, "objectives": {}, "evaluators": {}, "kernels": {}}
+PLUGINS: dict[str, dict[str, Any]] = {
+    "encoders": {toy.name: toy for toy in TOYS},
+    "objectives": {},
+    "evaluators": {},
+    "kernels": {},
+}
 """The toys as a builder takes plugins."""
