@@ -1,6 +1,6 @@
 """Run one `userec run` alone on this machine and keep its report, with command, seed, commit and machine inside.
 
-    python benchmarks/measure.py sasrec-ml1m -- --model sasrec --dataset movielens-1m --data-dir ../shared/data --split leave_last --seed 1
+    python benchmarks/measure.py sasrec-ml1m -- --model sasrec --dataset movielens-1m --data-dir ../shared/data --seed 1
 
 writes benchmarks/results/sasrec-ml1m.json. The run's folder is benchmarks/.work/NAME and is resumed where it was cut."""
 

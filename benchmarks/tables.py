@@ -11,8 +11,8 @@ PAGE = HERE.parent / "docs" / "results.md"
 
 HEAD = """# Results
 
-Made by `python benchmarks/tables.py` from the files in `benchmarks/results/`; do not edit by hand. Every row names the command that
-made it. Metrics are on the test split, the whole catalogue ranked, with 95 % bootstrap intervals over users. A data set called
+Made by `python benchmarks/tables.py` from the files in `benchmarks/results/`; do not edit by hand. Every row has the command
+that made it. Metrics are on the test split, the whole catalogue ranked, with 95 % bootstrap intervals over users. A data set called
 `NAME@sample` is the embedded *generated* sample and says nothing about the real data.
 """
 
