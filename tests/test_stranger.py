@@ -27,7 +27,9 @@ def environment(tmp_path_factory):
     folder = tmp_path_factory.mktemp("environment")
     venv.create(folder / "venv", with_pip=True)
     python = folder / "venv" / "bin" / "python"
-    site = Path(subprocess.check_output([python, "-c", "import sysconfig; print(sysconfig.get_path('purelib'))"], text=True).strip())
+    site = Path(
+        subprocess.check_output([python, "-c", "import sysconfig; print(sysconfig.get_path('purelib'))"], text=True).strip()
+    )
     (site / "zz_outer.pth").write_text(f"import site; site.addsitedir({sysconfig.get_path('purelib')!r})\n")
     return python, site
 
@@ -48,7 +50,18 @@ def test_fifteen_lines_make_a_plugin(environment, tmp_path):
     before = set(site.rglob("*"))
     assert "newest" not in call(python, "userec", "list", "models", "--json", cwd=tmp_path)
 
-    call(python, "pip", "install", "--quiet", "--no-deps", "--no-build-isolation", "--no-index", "--no-compile", str(source), cwd=tmp_path)
+    call(
+        python,
+        "pip",
+        "install",
+        "--quiet",
+        "--no-deps",
+        "--no-build-isolation",
+        "--no-index",
+        "--no-compile",
+        str(source),
+        cwd=tmp_path,
+    )
     models = {row["name"]: row for row in json.loads(call(python, "userec", "list", "models", "--json", cwd=tmp_path))}
     assert (models["newest"]["distribution"], models["newest"]["version"]) == ("userec-newest", "0.1")
     call(python, "userec", "plugins", "check", "newest", cwd=tmp_path)

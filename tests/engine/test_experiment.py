@@ -32,7 +32,9 @@ def test_merge_does_not_change_what_it_merges():
 
 
 def test_settings_are_toml_values_where_they_parse():
-    values = read_settings(["encoder.dim=64", "train.betas=[0.9, 0.98]", "split.name=by_user", "train.patience=none", "encoder=sasrec"])
+    values = read_settings(
+        ["encoder.dim=64", "train.betas=[0.9, 0.98]", "split.name=by_user", "train.patience=none", "encoder=sasrec"]
+    )
     assert values == {
         "encoder": {"dim": 64, "name": "sasrec"},
         "train": {"betas": [0.9, 0.98], "patience": None},
