@@ -191,8 +191,9 @@ def load(block: Sequence[str] = (), only: Sequence[str] | None = None, environ: 
             registry.installed.append(broken)
             continue
         registry.installed.append(dataclasses.replace(entry, status="ok", reason="", hooks=brought.hooks))
-        if not registry.manager.is_registered(brought.plugin):
-            registry.manager.register(brought.plugin, f"{entry.distribution}:{entry.entry}")
+        if registry.manager.is_registered(brought.plugin):
+            continue  # a second entry point to the same module
+        registry.manager.register(brought.plugin, f"{entry.distribution}:{entry.entry}")
         for kind, name, value in brought.values:
             held = claims.setdefault((kind, name), [])
             if not any(value is other and origin.distribution == entry.distribution for origin, other in held):

@@ -18,8 +18,6 @@ import typer
 from userec.cli.output import blocked, print_json, print_table
 from userec.registry import CORE, Registry, cache_folder, core_version, load
 
-app = typer.Typer(rich_markup_mode=None)
-
 LEAST_DISK_GB: Final = 2.0
 """Free space below which a run with checkpoints may not end."""
 
@@ -34,7 +32,6 @@ class Finding:
     way_out: str = ""
 
 
-@app.command("doctor")
 def doctor(
     ctx: typer.Context,
     as_json: Annotated[bool, typer.Option("--json", help="A list of objects on stdout.")] = False,

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Final
 
 import typer
 
-from userec.cli.output import loaded, print_json, print_table, warn
+from userec.cli.output import print_json, print_table, registry_of, warn
 from userec.errors import unknown
 
 if TYPE_CHECKING:
@@ -21,10 +21,7 @@ WORDS: Final = {
 }
 """{what a user calls them: the registry's kind}."""
 
-app = typer.Typer(rich_markup_mode=None)
 
-
-@app.command("list")
 def print_list(
     ctx: typer.Context,
     what: Annotated[str | None, typer.Argument(metavar=f"[{'|'.join(WORDS)}]", help="Of one kind; all where left out.")] = None,
@@ -33,7 +30,7 @@ def print_list(
     """List models, data sets, objectives, evaluators and kernels with the distribution that brings each."""
     if what is not None and what not in (*WORDS, *WORDS.values()):
         raise unknown("kind", what, WORDS)
-    registry = loaded(ctx)
+    registry = registry_of(ctx)
     words = [word for word, kind in WORDS.items() if what in (None, word, kind)]
     rows = [row for word in words for row in rows_of(registry, word)]
     for kind, name in registry.clashes:

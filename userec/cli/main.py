@@ -12,14 +12,16 @@ from userec.cli.output import exit_codes
 from userec.errors import UserError, did_you_mean
 
 VERBS: Final = {
-    "run": "Train a model on a data set and evaluate it.",
-    "list": "What is there: models, data sets, objectives, evaluators, kernels.",
-    "show": "One of them whole: settings with types and defaults, what it offers, needs and reads.",
-    "plugins": "The installed plugins: list, info, check.",
-    "data": "Data sets: list, fetch, describe.",
-    "doctor": "Look for what is wrong with this installation; exits 1 where something is.",
+    "run": ("userec.cli.run:run", "Train a model on a data set and evaluate it."),
+    "list": ("userec.cli.list:print_list", "What is there: models, data sets, objectives, evaluators, kernels."),
+    "show": ("userec.cli.show:show", "One of them whole: settings with types and defaults, what it offers, needs and reads."),
+    "plugins": ("userec.cli.plugins:app", "The installed plugins: list, info, check."),
+    "data": ("userec.cli.data:app", "Data sets: list, fetch, describe."),
+    "doctor": ("userec.cli.doctor:doctor", "Look for what is wrong with this installation; exits 1 where something is."),
 }
-"""{verb: one line}; the verb is the typer application `app` of the module `userec.cli.<verb>`."""
+"""{verb: (object, one line)}; the object is a function that typer can read, or a typer application of several."""
+
+_HELP: Final = {"help_option_names": ["-h", "--help"]}
 
 
 class Door(TyperGroup):
@@ -33,14 +35,20 @@ class Door(TyperGroup):
         """Import the verb. Raises UserError for an unknown one."""
         if cmd_name not in VERBS:
             raise UserError(f"unknown command {cmd_name!r}{did_you_mean(cmd_name, VERBS)}")
-        command = typer.main.get_command(importlib.import_module(f"userec.cli.{cmd_name}").app)
+        module, _, attribute = VERBS[cmd_name][0].partition(":")
+        verb = getattr(importlib.import_module(module), attribute)
+        if not isinstance(verb, typer.Typer):
+            alone = typer.Typer(rich_markup_mode=None, add_completion=False)
+            alone.command(cmd_name, context_settings=_HELP)(verb)
+            verb = alone
+        command = typer.main.get_command(verb)
         command.name = cmd_name
         return command
 
     def format_commands(self, ctx: Any, formatter: Any) -> None:
         """The verbs with their lines, without importing one."""
         with formatter.section("Commands"):
-            formatter.write_dl(list(VERBS.items()))
+            formatter.write_dl([(verb, line) for verb, (_, line) in VERBS.items()])
 
     def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
         """Bring every `-p no:NAME` to the front."""
@@ -66,7 +74,7 @@ app = typer.Typer(
     rich_markup_mode=None,
     pretty_exceptions_enable=False,
     no_args_is_help=True,
-    context_settings={"help_option_names": ["-h", "--help"]},
+    context_settings=_HELP,
 )
 
 

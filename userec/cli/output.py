@@ -53,7 +53,7 @@ def blocked(ctx: typer.Context) -> tuple[str, ...]:
     return tuple(ctx.find_root().obj or ())
 
 
-def loaded(ctx: typer.Context) -> Registry:
+def registry_of(ctx: typer.Context) -> Registry:
     """The registry as this command line asks for it. What is broken is told on stderr, a line each."""
     from userec.registry import load
 

@@ -7,13 +7,15 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from userec.cli.output import blocked, loaded, print_json, print_table
+from userec.cli.output import blocked, print_json, print_table, registry_of
 from userec.errors import UserError, did_you_mean
 
 if TYPE_CHECKING:
     from userec.registry import Installed, Registry
 
-app = typer.Typer(rich_markup_mode=None, no_args_is_help=True, help="The installed plugins: list, info, check.")
+app = typer.Typer(
+    rich_markup_mode=None, no_args_is_help=True, add_completion=False, help="The installed plugins: list, info, check."
+)
 
 
 @app.command("list")
@@ -25,7 +27,7 @@ def print_plugins(
     """List entry points with their distribution and whether they are ok, blocked, incompatible or broken."""
     from userec.registry import installed
 
-    entries = loaded(ctx).installed if load else installed(block=blocked(ctx))
+    entries = registry_of(ctx).installed if load else installed(block=blocked(ctx))
     if as_json:
         print_json([_row(entry) for entry in entries])
         return
@@ -44,7 +46,7 @@ def print_info(
     as_json: Annotated[bool, typer.Option("--json", help="A list of objects on stdout.")] = False,
 ) -> None:
     """Load a plugin and tell what it brings, or why it is broken, with the traceback."""
-    registry = loaded(ctx)
+    registry = registry_of(ctx)
     entries = _entries(registry, name)
     if as_json:
         print_json([_row(entry) | {"brings": _brings(registry, entry), "traceback": entry.traceback} for entry in entries])
@@ -68,7 +70,7 @@ def check(
     """Run the contract checks on all that a plugin brings, a line each; exits 1 where one fails."""
     from userec.testing.checks import checks_for
 
-    registry = loaded(ctx)
+    registry = registry_of(ctx)
     subjects = _subjects(registry, name)
     if not subjects:
         raise UserError(f"plugin {name!r} brings nothing to check; `userec plugins info {name}` tells why")

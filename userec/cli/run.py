@@ -9,10 +9,7 @@ from typing import Annotated, Any
 
 import typer
 
-app = typer.Typer(rich_markup_mode=None, add_completion=False)
 
-
-@app.command()
 def run(
     ctx: typer.Context,
     model: Annotated[str | None, typer.Option(help="The encoder, as `userec list models` names it.")] = None,
@@ -57,7 +54,7 @@ def start(
 ) -> None:
     """Find the plugins and the data, run, and print the result."""
     from userec.cli.locate import open_dataset
-    from userec.cli.output import loaded
+    from userec.cli.output import registry_of
     from userec.cli.progress import Console, result_table
     from userec.engine import run as engine
     from userec.engine.session import Host
@@ -67,7 +64,7 @@ def start(
     for section, flag in (("encoder", "--model"), ("dataset", "--dataset")):
         if not isinstance(said.get(section), dict) or "name" not in said[section]:
             raise UserError(f"no {section} was named: give {flag} NAME (see `userec list`)")
-    registry = loaded(ctx)
+    registry = registry_of(ctx)
     registry.find("encoders", said["encoder"]["name"])
     if isinstance(said.get("objective"), dict) and "name" in said["objective"]:
         registry.find("objectives", said["objective"]["name"])

@@ -15,26 +15,23 @@ from pydantic_core import PydanticUndefined
 
 from userec.capability import Can
 from userec.cli.list import WORDS, rows_of
-from userec.cli.output import loaded, print_json, print_table
+from userec.cli.output import print_json, print_table, registry_of
 from userec.errors import UserError, did_you_mean
 
 if TYPE_CHECKING:
     from userec.registry import Registry
 
-app = typer.Typer(rich_markup_mode=None)
-
 _TOLD = ("offers", "needs", "reads", "hides", "window", "phases", "ahead", "baselines", "recipe")
 _TOLD_OF_DATA = ("fields", "tasks", "default_split", "source", "files")
 
 
-@app.command("show")
 def show(
     ctx: typer.Context,
     name: Annotated[str, typer.Argument(help="A name of any kind; `distribution:NAME` where two claim it.")],
     as_json: Annotated[bool, typer.Option("--json", help="A list on stdout, an object for each kind that has the name.")] = False,
 ) -> None:
     """Show the settings with types and defaults, what it offers, needs, reads and hides, and who brings it."""
-    registry = loaded(ctx)
+    registry = registry_of(ctx)
     for kind, claimed in registry.clashes:
         if claimed == name:
             raise UserError(registry.clash(kind, name))
@@ -148,7 +145,7 @@ def _line(what: str, value: Any) -> str:
     if what == "fields":
         return ", ".join(f"{name} ({field['kind']})" for name, field in value.items())
     if what == "source":
-        return f"{value['url']}{f'; {value['terms']}' if value.get('terms') else ''}"
+        return "; ".join(filter(None, (value["url"], value.get("terms"))))
     if isinstance(value, Mapping):
         return ", ".join(f"{key}={entry}" for key, entry in value.items())
     return ", ".join(map(str, value)) if isinstance(value, list) else str(value)
