@@ -49,11 +49,11 @@ def load(dataset: Dataset, cache: Path | None) -> Coded:
 
 
 def _key(dataset: Dataset) -> str | None:
-    """Hex of (name, config, content of the sources, text of the code); None where there is no source or no text to key by."""
+    """Hex of (name, config, content of the sources, text of the code); None where a source or a text is absent."""
     modules = {cls.__module__ for cls in type(dataset).__mro__ if issubclass(cls, Dataset) and cls is not Dataset}
     texts = [getattr(sys.modules[name], "__file__", None) for name in sorted(modules)]
     sources = dataset.sources()
-    if not sources or not all(texts):
+    if not sources or not all(texts) or not all(os.access(path, os.R_OK) and path.is_file() for path in sources):
         return None
     digest = hashlib.sha256(json.dumps([dataset.name, dataset.config.model_dump(mode="json")], sort_keys=True).encode())
     for path in (*sources, coding.__file__, table.__file__, __file__, *texts):
@@ -105,7 +105,7 @@ def _checksum(path: Path) -> int:
 
 
 def _open(folder: Path) -> Coded:
-    """The cache in `folder`, its arrays mapped. Raises one of `_DAMAGE` where it is not whole."""
+    """The cache in `folder`, its arrays mapped copied on write. Raises one of `_DAMAGE` where it is not whole."""
     meta = json.loads((folder / "meta.json").read_text(encoding="utf-8"))
     tree: dict[str, Any] = {name: {} for name in ("events", "vocabulary", "profile", "catalog", "labels")}
     for name, entry in meta["files"].items():
@@ -116,7 +116,7 @@ def _open(folder: Path) -> Coded:
             branch = tree
             for parent in parents:
                 branch = branch.setdefault(parent, {})
-            branch[leaf] = np.load(folder / name, mmap_mode="r", allow_pickle=False).view(np.ndarray)
+            branch[leaf] = np.load(folder / name, mmap_mode="c", allow_pickle=False).view(np.ndarray)
     texts = json.loads((folder / "texts.json").read_text(encoding="utf-8"))
     values = {**tree["vocabulary"], **{name: np.array(entry, dtype=object) for name, entry in texts.items()}}
     schema = _schema(meta["schema"])

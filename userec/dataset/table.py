@@ -51,7 +51,7 @@ def parse_columns(text: str) -> dict[str, str]:
 
 
 class TableDataset(Dataset):
-    """One file of events. A relative path is taken from `home`.
+    """One file of events; its name is the file's, without extensions.
 
     Without `columns` the file's own `user`, `item`, `time`, `session`, `action`, `rating` and `split` are read. `test` is a
     second file: its rows are the published test part; of `lines`, each is a new user's prefix and target."""
@@ -75,7 +75,7 @@ class TableDataset(Dataset):
 
     def sources(self) -> list[Path]:
         """The file, and the test file where there is one."""
-        return [self.home / path for path in (self.config.path, self.config.test) if path is not None]
+        return [Path(path) for path in (self.config.path, self.config.test) if path is not None]
 
     def events(self) -> pd.DataFrame:
         """The rows of both files. Raises UserError for every way in which they cannot be understood."""
