@@ -32,7 +32,7 @@ def by_name(kind: str, name: str) -> str:
 
 
 class Builder:
-    """The `Build` that every plugin is handed: the schema, the catalogue, the training events, tables, nested plugins, kernels."""
+    """The `Build` that every plugin is handed: schema, catalogue, training events, tables, nested plugins, kernels."""
 
     def __init__(
         self,

@@ -60,7 +60,7 @@ class GradientLearner:
                 result = self.objective.loss(self.encoder, prepared)
             if not torch.isfinite(result.loss):
                 raise DivergedError(
-                    f"the loss is {float(result.loss)} at step {step}: lower train.lr (now {self.config.lr:g}) or set train.clip_norm"
+                    f"the loss is {float(result.loss)} at step {step}: lower train.lr ({self.config.lr:g}) or set train.clip_norm"
                 )
             (result.loss / len(batches)).backward()
             targets += result.targets

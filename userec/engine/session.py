@@ -1,4 +1,4 @@
-"""A session holds the data, the builder and the machine: every model of a run, baselines too, is made, trained and judged by it."""
+"""A session holds the data, the builder and the machine; every model of a run, baselines too, is made and judged by it."""
 
 from __future__ import annotations
 
@@ -55,6 +55,8 @@ class Run:
     experiment: Experiment
     out: Path | None
     total_steps: int = 0
+    kept: dict[str, Any] = field(default_factory=dict)
+    """Room for observers: what one opens at the start it finds here at the end, under its own name."""
 
 
 class View:
