@@ -24,7 +24,7 @@ _PLACES = {
     "tiny_schema": "tiny",
 }
 
-__all__ = [*_PLACES, "contract"]  # noqa: PLE0604
+__all__ = [*_PLACES, "contract"]
 
 
 def __getattr__(name: str) -> Any:

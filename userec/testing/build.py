@@ -36,7 +36,9 @@ def kernels_of(plugins: Mapping[str, Mapping[str, Any]]) -> list[Kernel]:
     return [kernel for kernels in plugins.get("kernels", {}).values() for kernel in kernels]
 
 
-def tiny_build(plugins: Mapping[str, Mapping[str, Any]] | None = None, schema: Schema | None = None, dim: int | None = None) -> Builder:
+def tiny_build(
+    plugins: Mapping[str, Mapping[str, Any]] | None = None, schema: Schema | None = None, dim: int | None = None
+) -> Builder:
     """The engine's builder over the tiny schema. `plugins` {kind: {name: class}} are those a nested name may mean: all installed unless told."""
     plugins = installed() if plugins is None else plugins
     schema = tiny_schema() if schema is None else schema

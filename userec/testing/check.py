@@ -37,7 +37,9 @@ def same(name: str, what: str, got: Tensor, want: Tensor, fault: str, tolerance:
 def finite(name: str, what: str, x: Tensor, fault: str) -> None:
     """Every value is a number."""
     if not x.isfinite().all():
-        raise AssertionError(f"{name}: {what} has {int((~x.isfinite()).sum())} values of {x.numel()} that are no numbers: {fault}")
+        raise AssertionError(
+            f"{name}: {what} has {int((~x.isfinite()).sum())} values of {x.numel()} that are no numbers: {fault}"
+        )
 
 
 def shape(name: str, what: str, x: object, want: tuple[int, ...], axes: str) -> None:

@@ -25,7 +25,13 @@ def check_catalog(subject: Subject) -> None:
     _, whole = scored(encoder, history, None)
     shape(subject.name, "score of the whole catalogue", whole, (len(history.user), 1, n, whole.shape[-1]), "[B, Q, n, A]")
     _, gathered = scored(encoder, history, torch.arange(FIRST, n)[None, None])
-    same(subject.name, "scores of the whole catalogue differ from the same ids one by one", whole[:, :, FIRST:], gathered, "SCORE_CATALOG")
+    same(
+        subject.name,
+        "scores of the whole catalogue differ from the same ids one by one",
+        whole[:, :, FIRST:],
+        gathered,
+        "SCORE_CATALOG",
+    )
 
 
 @torch.no_grad()
@@ -37,7 +43,9 @@ def check_dot(subject: Subject) -> None:
         encoded = encoder.encode(history)
         query = ask(history, history.last[:, None], ids)
         weight, bias = encoder.candidates(history.tasks, ids)
-        shape(subject.name, f"candidates of {told}", weight, (*(ids.shape if ids is not None else (n,)), encoder.dim), "[..., C, D]")
+        shape(
+            subject.name, f"candidates of {told}", weight, (*(ids.shape if ids is not None else (n,)), encoder.dim), "[..., C, D]"
+        )
         asked = encoder.queries(encoded, query)
         shape(subject.name, "queries", asked, (*query.at.shape, encoder.dim), "[B, Q, D]")
         want = (asked[:, :, None] * weight).sum(-1)  # [B, Q, C]
@@ -101,11 +109,23 @@ def check_state_carried(subject: Subject) -> None:
     fault = "state not carried"
     same(subject.name, "score after encode(b | state of a) differs from encode(a + b)", scores, want, fault)
     if carried.user is not None and whole.user is not None:
-        same(subject.name, "the user embedding after encode(b | state of a) differs from encode(a + b)", carried.user, whole.user, fault)
+        same(
+            subject.name,
+            "the user embedding after encode(b | state of a) differs from encode(a + b)",
+            carried.user,
+            whole.user,
+            fault,
+        )
     assert carried.state is not None
     assert whole.state is not None
     for name, value in whole.state.items():
-        same(subject.name, f"state {name!r} after encode(b | state of a) differs from encode(a + b)", carried.state[name], value, fault)
+        same(
+            subject.name,
+            f"state {name!r} after encode(b | state of a) differs from encode(a + b)",
+            carried.state[name],
+            value,
+            fault,
+        )
 
 
 def check_unseen_state(subject: Subject) -> None:
@@ -116,10 +136,15 @@ def check_unseen_state(subject: Subject) -> None:
     assert encoded.state is not None
     for name, value in encoded.state.items():
         rows = len(history.user)
-        holds(value.shape[:1] == (rows,), f"{subject.name}: state {name!r} has shape {tuple(value.shape)}, not [B, ...]: wrong shape")
+        holds(
+            value.shape[:1] == (rows,),
+            f"{subject.name}: state {name!r} has shape {tuple(value.shape)}, not [B, ...]: wrong shape",
+        )
     zero = {name: torch.zeros_like(value) for name, value in encoded.state.items()}
     _, again = scored(encoder, replace(history, state=zero), ids)
-    same(subject.name, "scores after an all-zero state differ from those without a state", again, scores, "state of an unseen user")
+    same(
+        subject.name, "scores after an all-zero state differ from those without a state", again, scores, "state of an unseen user"
+    )
 
 
 def check_tasks(subject: Subject) -> None:
@@ -174,8 +199,20 @@ def check_counting(subject: Subject) -> None:
         encoder = subject.fresh()
         count(encoder, batches)
         results.append(scored(encoder.eval(), history, ids)[1])
-    same(subject.name, "scores change when rows are counted in two batches", results[1], results[0], "batch dependence in partial_fit")
-    same(subject.name, "scores change with the order of the batches counted", results[2], results[0], "order dependence in partial_fit")
+    same(
+        subject.name,
+        "scores change when rows are counted in two batches",
+        results[1],
+        results[0],
+        "batch dependence in partial_fit",
+    )
+    same(
+        subject.name,
+        "scores change with the order of the batches counted",
+        results[2],
+        results[0],
+        "order dependence in partial_fit",
+    )
     blank = scored(subject.fresh(), history, ids)[1]
     holds(not torch.equal(blank, results[0]), f"{subject.name}: partial_fit leaves the scores as they were: it does not learn")
 

@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
+from userec.config import parse
 from userec.dataset.contract import Dataset
 from userec.dataset.events import SPLITS, code
 from userec.dataset.split import SplitConfig, divide, target_hash
@@ -37,7 +38,10 @@ def check_declared(case: Sampled) -> None:
     """Tasks come in groups of one label space, fields stand under their own names."""
     for group in case.cls.tasks:
         spaces = sorted({task.space for task in group})
-        holds(len(spaces) == 1, f"{case.name}: tasks {', '.join(t.name for t in group)} are one group but name spaces {', '.join(spaces)}")
+        holds(
+            len(spaces) == 1,
+            f"{case.name}: tasks {', '.join(t.name for t in group)} are one group but name spaces {', '.join(spaces)}",
+        )
     names = [task.name for group in case.cls.tasks for task in group]
     holds(len(set(names)) == len(names), f"{case.name}: a task name stands twice among {', '.join(names)}")
     wrong = sorted(key for key, field in case.cls.fields.items() if field.name != key)
@@ -103,7 +107,10 @@ def check_repeatable_tables(case: Sampled) -> None:
         again = type(dataset)(dataset.config, dataset.home)
         for word in ("events", "users", "items"):
             one, two = getattr(dataset, word)(), getattr(again, word)()
-            holds((one is None and two is None) or one.equals(two), f"{case.name}: {word}() differs when read twice: non-determinism")
+            holds(
+                (one is None and two is None) or one.equals(two),
+                f"{case.name}: {word}() differs when read twice: non-determinism",
+            )
 
 
 def check_coding(case: Sampled) -> None:
@@ -116,7 +123,9 @@ def check_coding(case: Sampled) -> None:
     users = coded.vocabulary["user"].decode(events.owner + FIRST)
     items = coded.vocabulary["item"].decode(events.fields["item"])
     pairs = np.sort((pd.Series(users).astype(str) + "\t" + pd.Series(items).astype(str)).to_numpy())
-    want = np.sort((table["user"].astype(str).reset_index(drop=True) + "\t" + table["item"].astype(str).reset_index(drop=True)).to_numpy())
+    want = np.sort(
+        (table["user"].astype(str).reset_index(drop=True) + "\t" + table["item"].astype(str).reset_index(drop=True)).to_numpy()
+    )
     holds(np.array_equal(pairs, want), f"{case.name}: coded events decode to other users or items: ids do not round-trip")
     if "time" in events.fields:
         inside = events.owner[1:] == events.owner[:-1]
@@ -129,12 +138,15 @@ def check_split(case: Sampled) -> None:
         if dataset is None:
             return
         coded = code(dataset)
-    config = SplitConfig() if coded.default_split is None else SplitConfig(name=coded.default_split)
+    config = parse(SplitConfig, {"name": coded.default_split or "auto"}, "split")
     one, two = divide(coded, config), divide(coded, config)
     holds(len(one.train), f"{case.name}: split {one.name!r} leaves no event to train on")
     asked = sum(len(questions) for (split, _), questions in one.questions.items() if split == "test")
     holds(asked, f"{case.name}: split {one.name!r} asks no test question")
-    holds(target_hash(coded, one) == target_hash(coded, two), f"{case.name}: split {one.name!r} draws other targets each time: non-determinism")
+    holds(
+        target_hash(coded, one) == target_hash(coded, two),
+        f"{case.name}: split {one.name!r} draws other targets each time: non-determinism",
+    )
 
 
 def dataset_checks(cls: type[Dataset], settings: dict[str, Any], plugins: Callable[[], Any]) -> Iterable[tuple[Any, Sampled]]:

@@ -24,7 +24,9 @@ def some_ids(schema: Schema, rows: int = 1, queries: int = 1, count: int = 6, se
     """[rows, queries, count] real item ids, distinct in each list."""
     n = schema.spaces["item"] - FIRST
     rng = torch.Generator().manual_seed(seed)
-    return FIRST + torch.stack([torch.randperm(n, generator=rng)[:count] for _ in range(rows * queries)]).reshape(rows, queries, count)
+    return FIRST + torch.stack([torch.randperm(n, generator=rng)[:count] for _ in range(rows * queries)]).reshape(
+        rows, queries, count
+    )
 
 
 @torch.no_grad()
@@ -39,7 +41,9 @@ def check_shapes(subject: Subject) -> None:
     encoder, history = subject.fresh(), subject.history(rows=4)
     ids = some_ids(subject.schema, 4)
     name, rows = subject.name, len(history.user)
-    holds(isinstance(encoder.dim, int) and encoder.dim > 0, f"{name}: dim is {encoder.dim!r}, not the width of tokens: wrong shape")
+    holds(
+        isinstance(encoder.dim, int) and encoder.dim > 0, f"{name}: dim is {encoder.dim!r}, not the width of tokens: wrong shape"
+    )
     with torch.no_grad():
         encoded = encoder.encode(history)
     shape(name, "encoded.tokens", encoded.tokens, (rows, history.mask.shape[1], encoder.dim), "[B, L, D]")
@@ -58,7 +62,13 @@ def check_padding(subject: Subject) -> None:
     encoded, scores = scored(encoder, history, ids)
     more, again = scored(encoder, pad(history, 3), ids)
     real = history.mask
-    same(subject.name, "tokens change when 3 pads are appended", more.tokens[:, : real.shape[1]][real], encoded.tokens[real], "padding dependence")
+    same(
+        subject.name,
+        "tokens change when 3 pads are appended",
+        more.tokens[:, : real.shape[1]][real],
+        encoded.tokens[real],
+        "padding dependence",
+    )
     same(subject.name, "scores change when 3 pads are appended", again, scores, "padding dependence")
     _same_user(subject.name, "when 3 pads are appended", more, encoded, "padding dependence")
 
@@ -105,7 +115,14 @@ def check_repeatable(subject: Subject) -> None:
     with torch.random.fork_rng():
         torch.manual_seed(12345)
         _, second = scored(encoder, history, ids)
-    same(subject.name, "scores of the same history differ when asked twice in eval mode", second, first, "non-determinism in eval", 1e-6)
+    same(
+        subject.name,
+        "scores of the same history differ when asked twice in eval mode",
+        second,
+        first,
+        "non-determinism in eval",
+        1e-6,
+    )
 
 
 def check_modes(subject: Subject) -> None:
@@ -212,7 +229,13 @@ def check_chunks(subject: Subject) -> None:
     chunks = [scored(encoder, history, ids[..., start : start + 4])[1] for start in range(0, 10, 4)]
     same(subject.name, "scores change when candidates come in chunks of 4", torch.cat(chunks, 2), whole, "chunk dependence")
     order = torch.arange(10).flip(0)
-    same(subject.name, "scores change with the order of candidates", scored(encoder, history, ids[..., order])[1], whole[:, :, order], "chunk dependence")
+    same(
+        subject.name,
+        "scores change with the order of candidates",
+        scored(encoder, history, ids[..., order])[1],
+        whole[:, :, order],
+        "chunk dependence",
+    )
     written = scored(encoder, history, ids.expand(len(history.user), 1, 10).contiguous())[1]
     same(subject.name, "ids [B, Q, C] score otherwise than the same ids [1, 1, C]", written, whole, "chunk dependence")
 
@@ -225,7 +248,9 @@ def check_long_history(subject: Subject) -> None:
     try:
         _, scores = scored(encoder, history, some_ids(subject.schema))
     except (IndexError, RuntimeError) as error:
-        raise AssertionError(f"{subject.name}: {length} events, window {encoder.window}: {error}: history longer than the window") from error
+        raise AssertionError(
+            f"{subject.name}: {length} events, window {encoder.window}: {error}: history longer than the window"
+        ) from error
     finite(subject.name, f"score after {length} events, window {encoder.window},", scores, "history longer than the window")
 
 
@@ -238,7 +263,10 @@ def check_claims(subject: Subject) -> None:
     if Can.ANY_POSITION in offers:
         holds(Can.CAUSAL in offers, f"{name}: offers ANY_POSITION without CAUSAL, which it implies")
     if Can.GRADIENT not in offers:
-        holds(type(encoder).partial_fit is not Encoder.partial_fit, f"{name}: offers no GRADIENT and has no partial_fit: it cannot learn")
+        holds(
+            type(encoder).partial_fit is not Encoder.partial_fit,
+            f"{name}: offers no GRADIENT and has no partial_fit: it cannot learn",
+        )
     if Can.DOT_SCORE in offers:
         holds(type(encoder).candidates is not Encoder.candidates, f"{name}: offers DOT_SCORE and has no candidates()")
 

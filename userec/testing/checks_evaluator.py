@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from userec.capability import Can
+from userec.config import parse
 from userec.dataset.data import SplitData
 from userec.dataset.events import Coded, code
 from userec.dataset.loader import BatchConfig
@@ -21,7 +21,7 @@ from userec.evaluator.contract import Data, Evaluator, Metric
 from userec.kernel.dispatch import Kernels
 from userec.testing.build import Case, kernels_of
 from userec.testing.check import holds
-from userec.testing.checks_config import check_config
+from userec.testing.checks_config import check_config, check_words
 from userec.testing.tiny import TinyDataset
 from userec.testing.toys import PLUGINS, Dot
 
@@ -30,7 +30,7 @@ from userec.testing.toys import PLUGINS, Dot
 def tiny_data() -> tuple[Coded, Division]:
     """The tiny data set, coded and divided by `leave_last`."""
     coded = code(TinyDataset(TinyDataset.Config(), Path()))
-    return coded, divide(coded, SplitConfig(name="leave_last"))
+    return coded, divide(coded, parse(SplitConfig, {"name": "leave_last"}, "split"))
 
 
 @dataclass(frozen=True, eq=False)
@@ -49,7 +49,13 @@ class Judge(Case):
                 torch.nn.init.normal_(p)
             encoder.begin_task(("next",), "train")
         data = SplitData(
-            coded, division, trained=("next",), window=None, fields=encoder.reads, seed=0, config=BatchConfig(rows=rows, eval_rows=rows)
+            coded,
+            division,
+            trained=("next",),
+            window=None,
+            fields=encoder.reads,
+            seed=0,
+            config=parse(BatchConfig, {"rows": rows, "eval_rows": rows}, "batch"),
         )
         return self.cls(self.config, build.with_dim(encoder.dim)), encoder.eval(), data
 
@@ -64,11 +70,7 @@ class Judge(Case):
 
 def check_claims(judge: Judge) -> None:
     """`needs`, `reads` and `hides` are what the engine takes them for."""
-    evaluator, _, _ = judge.parts()
-    holds(isinstance(evaluator.needs, Can), f"{judge.name}: needs is {evaluator.needs!r}, not Can flags")
-    for word in ("reads", "hides"):
-        value = getattr(evaluator, word)
-        holds(isinstance(value, frozenset), f"{judge.name}: {word} is {type(value).__name__}, not a frozenset")
+    check_words(judge.name, judge.parts()[0])
 
 
 def check_told_whole(judge: Judge) -> None:
@@ -83,7 +85,10 @@ def check_told_whole(judge: Judge) -> None:
         holds(m.definition, f"{told}: no definition")
         holds(np.isfinite(m.value), f"{told}: the value is {m.value}")
         if np.isfinite(m.low) or np.isfinite(m.high):
-            holds(m.low - 1e-9 <= m.value <= m.high + 1e-9, f"{told}: the value {m.value:.4g} lies outside its interval {m.low:.4g}..{m.high:.4g}")
+            holds(
+                m.low - 1e-9 <= m.value <= m.high + 1e-9,
+                f"{told}: the value {m.value:.4g} lies outside its interval {m.low:.4g}..{m.high:.4g}",
+            )
         holds(m.better in ("higher", "lower"), f"{told}: better is {m.better!r}")
         if m.values is not None:
             holds(m.users is not None and len(m.users) == len(m.values), f"{told}: per-user values without their users")

@@ -33,7 +33,10 @@ def check_supports(kernels: Sequence[Kernel]) -> None:
             holds(answer == kernel.supports(request), f"{told}: supports answers otherwise when asked again: it is not pure")
             holds(not isinstance(answer, No) or answer.reason, f"{told}: supports says No without a reason")
             if kernel.reference and request.device == "cpu":
-                holds(isinstance(answer, Yes), f"{told}: the reference refuses {request.dtype} on the CPU: nothing would serve the call")
+                holds(
+                    isinstance(answer, Yes),
+                    f"{told}: the reference refuses {request.dtype} on the CPU: nothing would serve the call",
+                )
 
 
 def check_signature(kernels: Sequence[Kernel]) -> None:
@@ -43,13 +46,18 @@ def check_signature(kernels: Sequence[Kernel]) -> None:
     for kernel in kernels:
         if isinstance(kernel.supports(Request(kernel.op)), Yes):
             got = _parameters(kernel)
-            holds(got == want, f"{kernel.op}/{kernel.provider}: takes ({', '.join(got)}), the reference ({', '.join(want)}): signature")
+            holds(
+                got == want,
+                f"{kernel.op}/{kernel.provider}: takes ({', '.join(got)}), the reference ({', '.join(want)}): signature",
+            )
 
 
 def _parameters(kernel: Kernel) -> dict[str, Any]:
     return {name: entry.default for name, entry in inspect.signature(kernel.load()).parameters.items()}
 
 
-def kernel_checks(cls: Sequence[Kernel], settings: dict[str, Any], plugins: Callable[[], Any]) -> Iterable[tuple[Any, Sequence[Kernel]]]:
+def kernel_checks(
+    cls: Sequence[Kernel], settings: dict[str, Any], plugins: Callable[[], Any]
+) -> Iterable[tuple[Any, Sequence[Kernel]]]:
     """All of them."""
     return [(check, cls) for check in (check_op, check_supports, check_signature)]

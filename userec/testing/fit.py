@@ -1,4 +1,4 @@
-"""The smallest training: fixed rows, fixed candidates, softmax of `score`. It needs no objective, so that a check blames the encoder alone."""
+"""The smallest training: fixed rows, fixed candidates, softmax of `score`. No objective, so that a check blames the encoder."""
 
 from __future__ import annotations
 

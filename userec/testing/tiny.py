@@ -1,4 +1,4 @@
-"""Tiny data with every kind of field: a schema, histories, and a generated data set. Small enough for hundreds of checks a minute."""
+"""Tiny data with every kind of field: a schema, histories, and a generated data set."""
 
 from __future__ import annotations
 
@@ -162,7 +162,8 @@ def span(history: History, start: Tensor, stop: Tensor) -> History:
 
 def changed_after(history: History, at: Tensor, seed: int = 99, schema: Schema | None = None) -> History:
     """Every event after `at` [B] replaced by another, and every question after `at`; lengths and order of time stay."""
-    other = tiny_history(seed, *history.mask.shape, schema=schema, shortest=history.mask.shape[1])
+    rows, length = history.mask.shape
+    other = tiny_history(seed, rows, length, schema=schema, shortest=length)
     later = (torch.arange(history.mask.shape[1]) > at[:, None]) & history.mask  # [B, L]
 
     def swap(mine: Mapping[str, Tensor], theirs: Mapping[str, Tensor]) -> dict[str, Tensor]:
@@ -199,7 +200,7 @@ def tiny_batch(seed: int = 0, rows: int = 6, length: int = 8, task: str = "next"
 
 
 class TinyDataset(Dataset):
-    """60 generated users in 4 clusters of taste: most events are of the own cluster, walked in order; the age follows the cluster.
+    """60 generated users in 4 clusters of taste: most events are of the own cluster, walked in order; age follows it.
 
     External ids are strings; times, ratings and actions; labels of three tasks. It needs no files."""
 
@@ -236,7 +237,9 @@ class TinyDataset(Dataset):
 
     def items(self) -> pd.DataFrame:
         """`item item.category`: the cluster."""
-        return pd.DataFrame({"item": [f"i{i}" for i in range(ITEMS)], "item.category": [f"c{i % CATEGORIES}" for i in range(ITEMS)]})
+        return pd.DataFrame(
+            {"item": [f"i{i}" for i in range(ITEMS)], "item.category": [f"c{i % CATEGORIES}" for i in range(ITEMS)]}
+        )
 
     def labels(self, task: str) -> pd.DataFrame | None:
         """`group`: the user's cluster. `click`, `like`: two items of the own cluster with 1.0 and one of another with 0.0."""
