@@ -12,7 +12,7 @@ import json
 import os
 import re
 import sys
-from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Final, Literal
@@ -110,22 +110,42 @@ class Registry:
         """The pluggy relay, for the observers: `registry.hook.userec_progress(run=..., step=..., values=...)`."""
         return self.manager.hook
 
+    def key(self, kind: str, name: str) -> str | None:
+        """Under what a name stands in `plugins[kind]`: itself, or where `name` says whose it is (`distribution:name` or
+        `entry:name`), that one's; None where there is none."""
+        if name in self.plugins[kind]:
+            return name
+        owner, _, short = name.rpartition(":")
+        for (its_kind, key), origin in self.origins.items():
+            if (
+                owner
+                and its_kind == kind
+                and key.rpartition(":")[2] == short
+                and key in self.plugins[kind]
+                and _owns(origin, owner)
+            ):
+                return key
+        return None
+
     def find(self, kind: str, name: str) -> Any:
         """The class of that name (the kernels of that op); `distribution:name` or `entry:name` says whose.
 
         Raises UserError: an unknown name, or one that two distributions claim."""
         if (kind, name) in self.clashes:
-            raise UserError(_clash(kind, name, self.clashes[kind, name]))
-        known = self.plugins[kind]
-        if name in known:
-            return known[name]
-        owner, _, short = name.rpartition(":")
-        for key, origin in self.origins.items():
-            if owner and key[0] == kind and key[1].rpartition(":")[2] == short and key[1] in known and _owns(origin, owner):
-                return known[key[1]]
-        raise UserError(f"unknown {NOUNS[kind]} {name!r}{did_you_mean(name, known)}{self._absent()}")
+            raise UserError(self.clash(kind, name))
+        key = self.key(kind, name)
+        if key is None:
+            raise UserError(f"unknown {NOUNS[kind]} {name!r}{did_you_mean(name, self.plugins[kind])}{self.absent()}")
+        return self.plugins[kind][key]
 
-    def _absent(self) -> str:
+    def clash(self, kind: str, name: str) -> str:
+        """Who claims a name in `clashes`, and how to choose."""
+        origins = self.clashes[kind, name]
+        who = " and ".join(f"{o.distribution} {o.version} (entry point {o.entry!r})" for o in origins)
+        way = f"choose with {_owner(origins[0], origins)}:{name}, or block one with -p no:NAME"
+        return f"{NOUNS[kind]} {name!r} is claimed by {who};\n{way if kind != 'kernels' else 'block one with -p no:NAME'}"
+
+    def absent(self) -> str:
         """A second line that says which plugins are not loaded, and so what a missing name may have come with."""
         absent = [f"{entry.entry} ({entry.status}: {entry.reason})" for entry in self.installed if entry.status != "ok"]
         if not absent:
@@ -171,8 +191,9 @@ def load(block: Sequence[str] = (), only: Sequence[str] | None = None, environ: 
             registry.installed.append(broken)
             continue
         registry.installed.append(dataclasses.replace(entry, status="ok", reason="", hooks=brought.hooks))
-        if not registry.manager.is_registered(brought.plugin):
-            registry.manager.register(brought.plugin, f"{entry.distribution}:{entry.entry}")
+        if registry.manager.is_registered(brought.plugin):
+            continue  # a second entry point to the same module
+        registry.manager.register(brought.plugin, f"{entry.distribution}:{entry.entry}")
         for kind, name, value in brought.values:
             held = claims.setdefault((kind, name), [])
             if not any(value is other and origin.distribution == entry.distribution for origin, other in held):
@@ -280,10 +301,9 @@ def _keep(registry: Registry, kind: str, name: str, held: list[tuple[Origin, Any
     """Enter a claimed name; where several claim it, each as `distribution:name` (`entry:name` within one distribution)."""
     if len(held) > 1:
         registry.clashes[kind, name] = [origin for origin, _ in held]
-    owners = [origin.distribution for origin, _ in held]
+    origins = [origin for origin, _ in held]
     for origin, value in held:
-        owner = origin.distribution if owners.count(origin.distribution) == 1 else origin.entry
-        full = name if len(held) == 1 else f"{owner}:{name}"
+        full = name if len(held) == 1 else f"{_owner(origin, origins)}:{name}"
         registry.origins[kind, full] = origin
         if kind != "kernels":
             registry.plugins[kind][full] = value
@@ -291,10 +311,10 @@ def _keep(registry: Registry, kind: str, name: str, held: list[tuple[Origin, Any
             registry.plugins[kind].setdefault(value.op, []).append(value)
 
 
-def _clash(kind: str, name: str, origins: Collection[Origin]) -> str:
-    who = " and ".join(f"{o.distribution} {o.version} (entry point {o.entry!r})" for o in origins)
-    first = next(iter(origins))
-    return f"{NOUNS[kind]} {name!r} is claimed by {who};\nchoose with {first.distribution}:{name}, or block one with -p no:NAME"
+def _owner(origin: Origin, origins: Sequence[Origin]) -> str:
+    """What tells one claimant from the others: its distribution, or its entry point within one distribution."""
+    same = sum(other.distribution == origin.distribution for other in origins)
+    return origin.distribution if same == 1 else origin.entry
 
 
 # --- remembering ------------------------------------------------------------------------------------------

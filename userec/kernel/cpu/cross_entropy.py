@@ -97,9 +97,9 @@ class _PerRow(torch.autograd.Function):
         return out
 
     @staticmethod
-    @once_differentiable  # type: ignore[override]
+    @once_differentiable
     @torch.amp.custom_bwd(device_type="cpu")
-    def backward(ctx: Any, upstream: Tensor) -> tuple[Tensor | None, ...]:
+    def backward(ctx: Any, upstream: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]
         x, weight, bias, target = ctx.saved_tensors
         chunks, gradients = _Chunks(x, weight, bias), _Gradients(x, weight, bias)
         for start in chunks.starts():
@@ -130,8 +130,8 @@ class _Mean(torch.autograd.Function):
         return total * upstream.squeeze()
 
     @staticmethod
-    @once_differentiable  # type: ignore[override]
+    @once_differentiable
     @torch.amp.custom_bwd(device_type="cpu")
-    def backward(ctx: Any, upstream: Tensor) -> tuple[Tensor | None, ...]:
+    def backward(ctx: Any, upstream: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]
         dx, weight, bias = ctx.saved_tensors
         return upstream * dx, upstream * weight, None if bias is None else upstream * bias, None, None
