@@ -59,7 +59,7 @@ class Inherent(nn.Module):
 
 class Cross(nn.Module):
     """J features of (user, item, question), 8 dims each: how many events and how many seconds ago (log2 buckets), and whatever
-    else the data keeps of an event: ids such as `action` from a table, numbers such as `rating` as sign(x) log(1 + |x|) times a vector."""
+    else the data keeps of an event: ids such as `action` from a table, numbers such as `rating` as a line in sign(x) log(1 + |x|)."""
 
     def __init__(self, build: Build, width: int) -> None:
         super().__init__()
@@ -98,7 +98,7 @@ class Cross(nn.Module):
         return torch.stack(found, 3)
 
     def asked(self, history: History, query: Query, at: Tensor) -> Tensor:
-        """When each question is asked, [B, Q] seconds: the request's time where it is known, else that of the last event before it."""
+        """When each question is asked, [B, Q] seconds: the request's time where known, else that of the last event before it."""
         if "asked.time" in query.context:
             return query.context["asked.time"]
         return gather_positions(history.asked.get("asked.time", history.events["time"]), at)
