@@ -44,10 +44,11 @@ class _View(NamedTuple):
 
 
 class TWIN(Encoder):
-    """Finds the events that matter to a candidate with the very attention that then weighs them, so that the search throws
-    nothing away that the attention would have wanted ("consistency-preserved"): one `TargetAttention`, its parameters shared by
-    both stages, gradient through the second alone. Beside it a short-term attention over the newest events; an MLP on both,
-    target and user.
+    """TWo-stage Interest Network: the attention that weighs a long history's events is also what finds them.
+
+    So the search throws nothing away that the attention would have wanted ("consistency-preserved"): one `TargetAttention`, its
+    parameters shared by both stages, gradient through the second alone. Beside it a short-term attention over the newest
+    events; an MLP on both, target and user.
 
     Departures. Sizes: 20 of 200 events are kept by default where the paper keeps 100 of 10,000, and the short-term module sees 20
     events for 50; set `keep`, `window`, `recent`. The paper leaves the short-term module and the network on top open: ours are
