@@ -5,11 +5,12 @@ from __future__ import annotations
 import json
 import math
 import os
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pandas as pd
 
 from userec.evaluator.contract import Metric
@@ -50,24 +51,19 @@ def write_json(path: Path, value: Any) -> None:
     os.replace(part, path)
 
 
-def write_per_user(path: Path, rows: Iterable[Row], users: Sequence[Any]) -> None:
-    """One line a user and metric: encoder, evaluator, task, split, metric, user (external id), value."""
-    frames = []
-    names = pd.Index(users)
-    for row in rows:
-        m = row.metric
-        if m.users is None or m.values is None:
-            continue
-        frame = pd.DataFrame({"user": names[m.users], "value": m.values})
-        for column, word in zip(
-            ("metric", "split", "task", "evaluator", "encoder"),
-            (m.metric, row.split, m.task, row.evaluator, row.encoder),
-            strict=True,
-        ):
-            frame.insert(0, column, pd.Categorical([word] * 1).repeat(len(frame)))
-        frames.append(frame)
-    columns = ["encoder", "evaluator", "task", "split", "metric"]
-    table = pd.concat(frames, ignore_index=True) if frames else pd.DataFrame(columns=[*columns, "user", "value"])
-    for column in columns:
-        table[column] = table[column].astype("category")
-    table.to_parquet(path, index=False)
+def write_per_user(path: Path, rows: Iterable[Row], users: np.ndarray) -> None:
+    """One line a user and metric: encoder, evaluator, task, split, metric, user (external id, by `users`), value."""
+    kept = [(row, row.metric.users, row.metric.values) for row in rows]
+    told = [(row, who, values) for row, who, values in kept if who is not None and values is not None]
+    sizes = [len(who) for _, who, _ in told]
+    words = {
+        "encoder": [row.encoder for row, _, _ in told],
+        "evaluator": [row.evaluator for row, _, _ in told],
+        "task": [row.metric.task for row, _, _ in told],
+        "split": [row.split for row, _, _ in told],
+        "metric": [row.metric.metric for row, _, _ in told],
+    }
+    columns: dict[str, Any] = {name: pd.Categorical(word).repeat(sizes) for name, word in words.items()}
+    columns["user"] = users[np.concatenate([who for _, who, _ in told])] if told else users[:0]
+    columns["value"] = np.concatenate([values for _, _, values in told]) if told else np.zeros(0)
+    pd.DataFrame(columns).to_parquet(path, index=False)

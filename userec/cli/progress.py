@@ -61,7 +61,7 @@ class Console:
         if self.rich.is_terminal:
             if self.bar is None:
                 self.bar = self.bars.add_task(run.model, total=run.total_steps, now="")
-            self.bars.update(self.bar, completed=step, **({} if validated else {"now": text}))
+            self.bars.update(self.bar, completed=step, now=text)
         now = time.monotonic()
         if validated or (not self.rich.is_terminal and now - self.lined >= LINE_SECONDS):
             self.lined = now

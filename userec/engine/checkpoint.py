@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
@@ -41,7 +42,7 @@ def load(folder: Path, name: str) -> tuple[dict[str, Tensor], dict[str, Any]] | 
     try:
         about = json.loads(about_file.read_text(encoding="utf-8"))
         return load_file(folder / about["tensors"]), about
-    except (OSError, ValueError, KeyError) as error:
+    except (OSError, ValueError, KeyError, SafetensorError) as error:
         raise UserError(f"checkpoint {about_file} cannot be read ({error}); remove {folder} to start anew") from None
 
 

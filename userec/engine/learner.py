@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import math
 from collections.abc import Iterable
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -20,7 +21,7 @@ OPTIMIZERS = {"adam": torch.optim.Adam, "adamw": torch.optim.AdamW, "sgd": torch
 
 def make_optimizer(parameters: Iterable[Tensor], config: TrainConfig) -> torch.optim.Optimizer:
     """The optimizer over what requires a gradient."""
-    settings = {"lr": config.lr, "weight_decay": config.weight_decay, "fused": True}
+    settings: dict[str, Any] = {"lr": config.lr, "weight_decay": config.weight_decay, "fused": True}
     if config.optimizer in ("adam", "adamw"):
         settings["betas"] = config.betas
     return OPTIMIZERS[config.optimizer]([p for p in parameters if p.requires_grad], **settings)

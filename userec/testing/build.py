@@ -46,10 +46,10 @@ def tiny_build(
 
 
 @dataclass(frozen=True, eq=False)
-class Subject:
-    """An encoder class and its settings, under test. `plugins` gives those it may nest."""
+class Case:
+    """A plugin class and its settings, under test. `plugins` gives those it may nest."""
 
-    cls: type[Encoder]
+    cls: Any
     settings: Mapping[str, Any] = field(default_factory=dict)
     plugins: Callable[[], Mapping[str, Mapping[str, Any]]] = installed
 
@@ -57,6 +57,16 @@ class Subject:
     def name(self) -> str:
         """The plugin's name, for messages."""
         return getattr(self.cls, "name", self.cls.__name__)
+
+    @cached_property
+    def config(self) -> Config:
+        """The settings, parsed. Raises UserError."""
+        return parse(self.cls.Config, self.settings, "settings")
+
+
+@dataclass(frozen=True, eq=False)
+class Subject(Case):
+    """An encoder under test."""
 
     @cached_property
     def schema(self) -> Schema:
@@ -101,7 +111,7 @@ class Subject:
     @cached_property
     def _fitted(self) -> tuple[Encoder, Trace | None]:
         encoder = self.fresh()
-        history = self.history(seed=3, rows=16, shortest=2, length=self.length + 1)
+        history = self.history(seed=3, rows=16, shortest=1, length=self.length + 1)
         if Can.GRADIENT not in encoder.offers:
             count(encoder, [history])
             return encoder, None
