@@ -6,7 +6,7 @@ The world it draws, in order:
 - *Tastes*: a user mixes a few clusters (a sparse Dirichlet draw), one mixture when young and another when old; taste drifts
   from the first to the second along the history.
 - *Order*: every item has a handful of successors, mostly of its own cluster. With probability `follow` the next item is one
-  of those of the last item, with probability `skip` one of those of the item before it: a chain of second order.
+  of those of a recent item: of the last, or less probably of one of the three before it (`LAGS`): a chain of fourth order.
 - *Return*: with probability `again` a user comes back to an item of the past (never, where `again` is 0: then no user meets
   an item twice, as in MovieLens).
 - Else the next item is drawn from the taste of the moment.
@@ -27,6 +27,9 @@ Floats = NDArray[np.float64]
 
 CHANCES = np.array([0.4, 0.25, 0.15, 0.12, 0.08])
 """How probable each successor of an item is."""
+
+LAGS = np.array([0.4, 0.3, 0.2, 0.1])
+"""How probable it is that the last item leads, the one before it, and so on."""
 
 
 GENRES = (
@@ -72,8 +75,7 @@ def world(
     items: int,
     clusters: int,
     length: tuple[int, int],
-    follow: float = 0.18,
-    skip: float = 0.12,
+    follow: float = 0.4,
     again: float = 0.0,
     breadth: float = 0.06,
     zipf: float = 1.2,
@@ -94,7 +96,7 @@ def world(
     within = np.stack([np.cumsum(popularity[members])[: items // clusters] for members in by_cluster])  # [K, I/K]
     members = np.stack([found[: items // clusters] for found in by_cluster])  # [K, I/K]
     within /= within[:, -1:]
-    chances = np.cumsum(CHANCES)
+    chances, lags = np.cumsum(CHANCES), np.cumsum(LAGS)
     for t in range(high):
         share = np.clip(t / np.maximum(lengths - 1, 1), 0, 1)[:, None]
         tastes = np.cumsum((1 - share) * early + share * late, axis=1)  # [U, K]
@@ -104,9 +106,10 @@ def world(
             k = _draw(rng, tastes)
             drawn = members[k, _draw(rng, within[k])]  # [U]
             if t and attempt < 6:  # a history that met all successors falls back on taste
-                leader = np.where(mode < follow, history[:, t - 1], history[:, max(t - 2, 0)])
+                back = 1 + np.searchsorted(lags, rng.random(users) * lags[-1])
+                leader = history[rows, np.maximum(t - back, 0)]
                 successor = successors[leader, np.searchsorted(chances, rng.random(users) * chances[-1])]
-                drawn = np.where((mode < follow + skip) & (leader >= 0), successor, drawn)
+                drawn = np.where((mode < follow) & (leader >= 0), successor, drawn)
             if t and again:
                 past = history[rows, (rng.random(users) * t).astype(np.int64)]
                 drawn = np.where(mode >= 1 - again, past, drawn)
@@ -141,7 +144,7 @@ def films(rng: np.random.Generator, ages: list[int], occupations: list[object]) 
     """600 users who rate 20 to 100 of 500 films in one year; a user is active for some weeks or months of it, in sittings.
 
     About a fifth of neighbouring ratings share their second. A rating is high where the film's cluster is to the user's taste."""
-    drawn = world(rng, users=600, items=500, clusters=25, length=(20, 100), follow=0.2, skip=0.2, breadth=0.06)
+    drawn = world(rng, users=600, items=500, clusters=25, length=(20, 100), follow=0.6, breadth=0.06)
     user, item = drawn.user, drawn.item
     name = 1 + rng.permutation(drawn.items)
     match = np.sqrt(drawn.taste[user, drawn.cluster[item]])
