@@ -161,7 +161,7 @@ def test_it_learns_a_cycle_at_each_price(price: dict[str, Any]) -> None:
     raw = Batch(History(torch.arange(64), {"item": item}, item > 0, tasks=("next",)))
     optimizer = torch.optim.Adam(encoder.parameters(), lr=0.01)
     losses = []
-    for step in range(80):
+    for step in range(240):
         optimizer.zero_grad()
         loss = ask.loss(encoder, ask.prepare(raw, torch.Generator().manual_seed(step))).loss
         loss.backward()
