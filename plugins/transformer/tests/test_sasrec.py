@@ -36,7 +36,7 @@ def sasrec(**settings: Any) -> SASRec:
 
 
 def history(rows: list[list[int]], length: int) -> History:
-    item = torch.tensor([row + [0] * (length - len(row)) for row in rows]).reshape(len(rows), length)
+    item = torch.tensor([row + [0] * (length - len(row)) for row in rows], dtype=torch.int64).reshape(len(rows), length)
     return History(torch.arange(len(rows)) + 2, {"item": item}, item > 0, tasks=("next",))
 
 
