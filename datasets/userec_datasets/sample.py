@@ -72,11 +72,11 @@ def world(
     items: int,
     clusters: int,
     length: tuple[int, int],
-    follow: float = 0.25,
-    skip: float = 0.15,
+    follow: float = 0.18,
+    skip: float = 0.12,
     again: float = 0.0,
-    breadth: float = 0.15,
-    zipf: float = 1.0,
+    breadth: float = 0.06,
+    zipf: float = 1.2,
 ) -> World:
     """Draws a world; histories have `length[0]`..`length[1]` events, more of them short than long.
 
@@ -141,7 +141,7 @@ def films(rng: np.random.Generator, ages: list[int], occupations: list[object]) 
     """600 users who rate 20 to 100 of 500 films in one year; a user is active for some weeks or months of it, in sittings.
 
     About a fifth of neighbouring ratings share their second. A rating is high where the film's cluster is to the user's taste."""
-    drawn = world(rng, users=600, items=500, clusters=20, length=(20, 100), follow=0.35, skip=0.2, breadth=0.12)
+    drawn = world(rng, users=600, items=500, clusters=25, length=(20, 100), follow=0.2, skip=0.2, breadth=0.06)
     user, item = drawn.user, drawn.item
     name = 1 + rng.permutation(drawn.items)
     match = np.sqrt(drawn.taste[user, drawn.cluster[item]])

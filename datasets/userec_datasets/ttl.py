@@ -57,7 +57,7 @@ TASKS: Final[tuple[tuple[Task, ...], ...]] = (
 not a field of the profile: no encoder may read it."""
 
 
-SAMPLE: Final = {"follow": 0.3, "skip": 0.15, "again": 0.2, "breadth": 0.12}
+SAMPLE: Final = {"follow": 0.18, "skip": 0.12, "again": 0.2, "breadth": 0.06}
 """How the sample's users behave, see `sample.world`."""
 
 
@@ -152,7 +152,7 @@ class TTL(Dataset):
     def write_sample(cls, home: Path) -> bool:
         """1,200 made-up users with 20 to 100 of 600 items; writes the six files to `home`."""
         rng = np.random.default_rng(20240201)
-        drawn = sample.world(rng, users=1200, items=600, clusters=20, length=(20, WIDTH), **SAMPLE)
+        drawn = sample.world(rng, users=1200, items=600, clusters=30, length=(20, WIDTH), **SAMPLE)
         name = 1 + rng.permutation(drawn.items)
         source = np.zeros((drawn.users, WIDTH), dtype=np.int64)  # [U, 100], padded on the left
         ends = np.searchsorted(drawn.user, np.arange(drawn.users), side="right")
@@ -198,6 +198,8 @@ def read_rows(path: Path, *, targets: bool) -> Rows:
                 line.append(count + pc.list_parent_indices(answers).to_numpy(zero_copy_only=False))
                 target.append(answers.flatten().cast(pa.int64()).to_numpy(zero_copy_only=False))
             count += batch.num_rows
+        if not count:
+            raise pa.ArrowInvalid("no lines")
     except pa.ArrowInvalid as error:
         raise _fault(path, targets, error) from None
     none = np.zeros(0, dtype=np.int64)

@@ -39,17 +39,17 @@ def kernels_of(plugins: Mapping[str, Mapping[str, Any]]) -> list[Kernel]:
 def tiny_build(
     plugins: Mapping[str, Mapping[str, Any]] | None = None, schema: Schema | None = None, dim: int | None = None
 ) -> Builder:
-    """The engine's builder over the tiny schema. `plugins` {kind: {name: class}} are those a nested name may mean: all installed unless told."""
+    """`Builder` over the tiny schema. `plugins` {kind: {name: class}}: what a nested name may mean, all installed by default."""
     plugins = installed() if plugins is None else plugins
     schema = tiny_schema() if schema is None else schema
     return Builder(plugins, schema, tiny_catalog(schema), Kernels(kernels_of(plugins)), None, dim)
 
 
 @dataclass(frozen=True, eq=False)
-class Subject:
-    """An encoder class and its settings, under test. `plugins` gives those it may nest."""
+class Case:
+    """A plugin class and its settings, under test. `plugins` gives those it may nest."""
 
-    cls: type[Encoder]
+    cls: Any
     settings: Mapping[str, Any] = field(default_factory=dict)
     plugins: Callable[[], Mapping[str, Mapping[str, Any]]] = installed
 
@@ -57,6 +57,16 @@ class Subject:
     def name(self) -> str:
         """The plugin's name, for messages."""
         return getattr(self.cls, "name", self.cls.__name__)
+
+    @cached_property
+    def config(self) -> Config:
+        """The settings, parsed. Raises UserError."""
+        return parse(self.cls.Config, self.settings, "settings")
+
+
+@dataclass(frozen=True, eq=False)
+class Subject(Case):
+    """An encoder under test."""
 
     @cached_property
     def schema(self) -> Schema:
@@ -101,7 +111,7 @@ class Subject:
     @cached_property
     def _fitted(self) -> tuple[Encoder, Trace | None]:
         encoder = self.fresh()
-        history = self.history(seed=3, rows=16, shortest=2, length=self.length + 1)
+        history = self.history(seed=3, rows=16, shortest=1, length=self.length + 1)
         if Can.GRADIENT not in encoder.offers:
             count(encoder, [history])
             return encoder, None

@@ -1,4 +1,4 @@
-"""The smallest training: fixed rows, fixed candidates, softmax of `score`. It needs no objective, so that a check blames the encoder alone."""
+"""The smallest training: fixed rows, fixed candidates, softmax of `score`. No objective, so that a check blames the encoder."""
 
 from __future__ import annotations
 
@@ -59,7 +59,7 @@ def loss_of(encoder: Encoder, encoded: Encoded, query: Query, weight: Tensor) ->
     return total
 
 
-def train(encoder: Encoder, history: History, schema: Schema, steps: int = 25, lr: float = 0.02) -> Trace:
+def train(encoder: Encoder, history: History, schema: Schema, steps: int = 12, lr: float = 0.03) -> Trace:
     """Fit the encoder to the rows, seeded; it is left in eval mode."""
     parameters = {name: p for name, p in encoder.named_parameters() if p.requires_grad}
     if not parameters:
@@ -80,8 +80,10 @@ def train(encoder: Encoder, history: History, schema: Schema, steps: int = 25, l
                     broken.add(name)
                 elif p.grad is not None and p.grad.any():
                     moved.add(name)
-            optimizer.step()
             losses.append(loss.item())
+            if broken:
+                break
+            optimizer.step()
         encoder.eval()
     return Trace(tuple(losses), tuple(sorted(parameters.keys() - moved - broken)), tuple(sorted(broken)))
 

@@ -1,4 +1,4 @@
-"""Tiny data with every kind of field: a schema, histories, and a generated data set. Small enough for hundreds of checks a minute."""
+"""Tiny data with every kind of field: a schema, histories, and a generated data set."""
 
 from __future__ import annotations
 
@@ -162,7 +162,8 @@ def span(history: History, start: Tensor, stop: Tensor) -> History:
 
 def changed_after(history: History, at: Tensor, seed: int = 99, schema: Schema | None = None) -> History:
     """Every event after `at` [B] replaced by another, and every question after `at`; lengths and order of time stay."""
-    other = tiny_history(seed, *history.mask.shape, schema=schema, shortest=history.mask.shape[1])
+    rows, length = history.mask.shape
+    other = tiny_history(seed, rows, length, schema=schema, shortest=length)
     later = (torch.arange(history.mask.shape[1]) > at[:, None]) & history.mask  # [B, L]
 
     def swap(mine: Mapping[str, Tensor], theirs: Mapping[str, Tensor]) -> dict[str, Tensor]:
@@ -183,23 +184,23 @@ def ask(history: History, at: Tensor, ids: Tensor | None = None) -> Query:
 
 
 def tiny_batch(seed: int = 0, rows: int = 6, length: int = 8, task: str = "next", shortest: int = 1) -> Batch:
-    """A batch as the loader gives it for training: rows of events for a task of the events themselves; for a task with labels
-    (`click`, `group`) also the question after the last event, three candidates, the first of them right."""
+    """A batch as the loader gives it for training. `next`: rows of events, no item twice in a row. A task with labels (`click`,
+    `group`): also its question after the last event, `answer` [B, 1] and `labels` [B, 1, 1, 1]."""
     schema = tiny_schema()
-    group = next(group for group in schema.tasks if task in {one.name for one in group})
-    history = tiny_history(seed, rows, length, schema=schema, tasks=tuple(one.name for one in group), shortest=shortest)
+    history = tiny_history(seed, rows, length, schema=schema, tasks=(task,), shortest=shortest)
+    rng = torch.Generator().manual_seed(seed + 1)
+    items = torch.stack([torch.randperm(ITEMS, generator=rng)[:length] + FIRST for _ in range(rows)])
+    history = replace(history, events={**history.events, "item": items.masked_fill(~history.mask, 0)})
     users, ends = torch.arange(rows), torch.arange(rows) * length + history.lengths
     if schema.task(task).events:
         return Batch(history, None, users, ends)
-    rng = torch.Generator().manual_seed(seed + 1)
-    ids = FIRST + torch.stack([torch.randperm(schema.spaces[group[0].space] - FIRST, generator=rng)[:3] for _ in range(rows)])
-    labels = torch.zeros(rows, 1, 3, len(group))
-    labels[:, :, 0] = 1
-    return Batch(history, Targets(ask(history, history.last[:, None], ids[:, None]), labels=labels), users, ends)
+    answer = torch.randint(FIRST, schema.spaces[schema.task(task).space], (rows, 1), generator=rng)
+    query = ask(history, history.last[:, None])
+    return Batch(history, Targets(query, answer, torch.ones(rows, 1, 1, 1)), users, ends)
 
 
 class TinyDataset(Dataset):
-    """60 generated users in 4 clusters of taste: most events are of the own cluster, walked in order; the age follows the cluster.
+    """60 generated users in 4 clusters of taste: most events are of the own cluster, walked in order; age follows it.
 
     External ids are strings; times, ratings and actions; labels of three tasks. It needs no files."""
 

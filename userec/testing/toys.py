@@ -169,7 +169,7 @@ class ManyTask(Encoder):
     def score(self, encoded: Encoded, query: Query) -> Tensor:
         """[B, Q, C, A]: each task's own projection of the user against the label space they share."""
         tasks = encoded.history.tasks
-        table = self.tables[self.build.schema.task(tasks[0]).space]
+        table: Any = self.tables[self.build.schema.task(tasks[0]).space]
         asked = gather_positions(encoded.tokens, query.at)
         labels = table(torch.arange(len(table.all())) if query.ids is None else query.ids)  # [.., C, D]
         labels = labels.expand(*query.at.shape, *labels.shape[-2:])
