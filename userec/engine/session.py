@@ -219,7 +219,6 @@ class Session:
             model.evaluate_s += time.perf_counter() - began
             if metric_name not in metrics:
                 raise unknown("metric", metric_name, metrics, f"train.monitor = {monitor!r}")
-            self._notify(model.progress.step, self.run.total_steps, {f"valid/{monitor}": metrics[metric_name].value})
             return metrics[metric_name]
 
         return validate
