@@ -87,12 +87,17 @@ def start(
 
 
 def named(registry: Any, said: dict[str, Any]) -> dict[str, Any]:
-    """What was said, every plugin by the key it has in the registry. Raises UserError for a name nothing answers to."""
-    said = {**said, "encoder": {**said["encoder"], "name": registry.key("encoders", said["encoder"]["name"])}}
+    """What was said, every plugin by the key it has in the registry. Raises UserError for a name that nothing answers to."""
+
+    def key(kind: str, name: str) -> Any:
+        registry.find(kind, name)
+        return registry.key(kind, name)
+
+    said = {**said, "encoder": {**said["encoder"], "name": key("encoders", said["encoder"]["name"])}}
     if isinstance(said.get("objective"), dict) and "name" in said["objective"]:
-        said["objective"] = {**said["objective"], "name": registry.key("objectives", said["objective"]["name"])}
+        said["objective"] = {**said["objective"], "name": key("objectives", said["objective"]["name"])}
     if said.get("evaluators"):
-        said["evaluators"] = [registry.key("evaluators", name) for name in said["evaluators"]]
+        said["evaluators"] = [key("evaluators", name) for name in said["evaluators"]]
     return said
 
 
