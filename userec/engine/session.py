@@ -113,8 +113,10 @@ class Session:
             known = ", ".join(sorted(build.plugins["objectives"]))
             raise UserError(f"encoder {encoder.name!r} names no objective for this task: choose one with --objective ({known})")
         objective = build.objective(experiment.objective) if trainable(encoder) and experiment.objective else None
-        check(encoder, objective, self.coded.schema, build, self.host.describe)
         stages = [(group, phase) for group in self._groups(encoder, experiment) for phase in encoder.phases]
+        if objective is not None:
+            objective.begin_task(encoder, *stages[0])  # what it hides may depend on the task
+        check(encoder, objective, self.coded.schema, build, self.host.describe)
         trained = tuple(dict.fromkeys(task for group, _ in stages for task in group))
         data = SplitData(
             self.coded,
