@@ -65,7 +65,7 @@ class TWIN(Encoder):
             "item": {"name": "next_item", "positions": 8, "negatives": 4, "price": "bce"},
             "label": {"name": "labelled", "price": "bce", "negatives": 4},
         },
-        "train": {"optimizer": "adam", "lr": 3e-3, "epochs": 10, "patience": 2},
+        "train": {"optimizer": "adam", "lr": 3e-3, "epochs": 12, "patience": 3, "validate_users": 256},
         "batch": {"rows": 32, "windows": "last"},
     }
 
