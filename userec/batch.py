@@ -119,4 +119,3 @@ def unpack(values: Tensor, mask: Tensor) -> Tensor:
     """The inverse of `pack`: [sum L, ...] -> [B, L, ...], zeros at padding."""
     out = values.new_zeros(*mask.shape, *values.shape[1:])
     return out.masked_scatter(mask.reshape(*mask.shape, *[1] * (values.dim() - 1)), values)
-

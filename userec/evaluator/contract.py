@@ -67,6 +67,8 @@ class Evaluator(Plugin, ABC):
     needs: Can = Can.NOTHING
     reads: frozenset[str] = frozenset({"item"})
     hides: frozenset[str] = frozenset()
+    judges: frozenset[str] = frozenset({"item"})
+    """Kinds of task that it judges: `item`, `label`."""
     baselines: tuple[Ref, ...] = ()
     """Encoders fitted and evaluated the same way by the engine, always reported beside the model."""
 

@@ -1,4 +1,4 @@
-"""The contract of a kernel: an op has a torch reference and any number of providers; a request is made of facts, never of tensors."""
+"""The contract of a kernel: an op has one torch reference and any number of providers; a request is made of facts."""
 
 from __future__ import annotations
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -35,6 +35,8 @@ class Objective(nn.Module, Plugin, ABC):
     """Fields that this objective predicts: an encoder that reads one is refused."""
     ahead: int = 0
     """Events past the window that `prepare` may look at (next item 1, future W)."""
+    variants: ClassVar[tuple[Mapping[str, Any], ...]] = ()
+    """Settings that change what it needs, so that a refusal can say what would fit: `({"negatives": 100},)`."""
 
     def __init__(self, config: Any, build: Build) -> None:
         super().__init__()

@@ -1,0 +1,81 @@
+"""Run one `userec run` alone on this machine and keep its report, with command, seed, commit and machine inside.
+
+    python benchmarks/measure.py sasrec-ml1m -- --model sasrec --dataset movielens-1m --data-dir ../shared/data --seed 1
+
+writes benchmarks/results/sasrec-ml1m.json. The run's folder is benchmarks/.work/NAME and is resumed where it was cut."""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import os
+import platform
+import shlex
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+HERE = Path(__file__).parent
+RESULTS = HERE / "results"
+WORK = HERE / ".work"
+
+
+def machine() -> str:
+    """The processor, its cores, and the memory."""
+    name = platform.processor() or platform.machine()
+    cpuinfo = Path("/proc/cpuinfo")
+    if cpuinfo.is_file():
+        names = [line.partition(":")[2].strip() for line in cpuinfo.read_text().splitlines() if line.startswith("model name")]
+        name = names[0] if names else name
+    memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30
+    return f"{name}, {os.cpu_count()} cores, {memory:.0f} GiB"
+
+
+def commit() -> str:
+    """The commit that is measured; `+` where the tree differs from it."""
+    head = subprocess.check_output(["git", "rev-parse", "--short=12", "HEAD"], cwd=HERE, text=True).strip()
+    changed = subprocess.check_output(["git", "status", "--porcelain", "--untracked-files=no"], cwd=HERE, text=True).strip()
+    return head + ("+" if changed else "")
+
+
+def alone() -> object:
+    """Hold the lock that every training and benchmark of this checkout takes: one heavy thing at a time."""
+    WORK.mkdir(exist_ok=True)
+    lock = (WORK / "lock").open("w")
+    fcntl.flock(lock, fcntl.LOCK_EX)
+    return lock
+
+
+def main() -> int:
+    """Measure one run."""
+    if len(sys.argv) < 4 or sys.argv[2] != "--":
+        print(__doc__, file=sys.stderr)
+        return 2
+    name, words = sys.argv[1], sys.argv[3:]
+    lock = alone()
+    out = WORK / name
+    before = commit()
+    if (out / "experiment.toml").is_file() and "--resume" not in words:
+        words = [*words, "--resume"]
+    began = time.monotonic()
+    done = subprocess.run([sys.executable, "-m", "userec", "run", *words, "--out", str(out)], cwd=HERE.parent, check=False)
+    if done.returncode:
+        return done.returncode
+    report = json.loads((out / "report.json").read_text())
+    about = {
+        "command": shlex.join(["userec", "run", *(word for word in words if word != "--resume")]),
+        "resumed": "--resume" in words,
+        "commit": before,
+        "machine": machine(),
+        "wall_s": round(time.monotonic() - began, 1),
+        "seed": report["experiment"]["seed"],
+    }
+    RESULTS.mkdir(exist_ok=True)
+    (RESULTS / f"{name}.json").write_text(json.dumps({**about, "report": report}, indent=1) + "\n", encoding="utf-8")
+    del lock
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,87 @@
+"""Make docs/results.md from the committed results: `python benchmarks/tables.py`. A test fails where the two differ."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+HERE = Path(__file__).parent
+PAGE = HERE.parent / "docs" / "results.md"
+
+HEAD = """# Results
+
+Made by `python benchmarks/tables.py` from the files in `benchmarks/results/`; do not edit by hand. Every row has the command
+that made it. Metrics are on the test split, the whole catalogue ranked, with 95 % bootstrap intervals over users. A data set called
+`NAME@sample` is the embedded *generated* sample and says nothing about the real data.
+"""
+
+
+def cell(row: dict[str, Any] | None) -> str:
+    """Value and interval."""
+    if row is None:
+        return "-"
+    return f"{row['value']:.4f} [{row['low']:.4f}, {row['high']:.4f}]" if row["low"] is not None else f"{row['value']:.4f}"
+
+
+def find(rows: list[dict[str, Any]], metric: str) -> dict[str, Any] | None:
+    """The test row of that metric, exact or sampled."""
+    return next((row for row in rows if row["split"] == "test" and row["metric"] == metric), None)
+
+
+def quality(files: list[Path]) -> list[str]:
+    """One row a kept run."""
+    lines = [
+        "## Runs",
+        "",
+        "| model | data set | split | NDCG@10 | HR@10 | popularity NDCG@10 | n | train s | all s | peak MB | target hash |",
+        "|---|---|---|---|---|---|---|---|---|---|---|",
+    ]
+    made = []
+    for file in files:
+        kept = json.loads(file.read_text(encoding="utf-8"))
+        report = kept["report"]
+        ndcg, hr = find(report["metrics"], "ndcg@10"), find(report["metrics"], "hr@10")
+        assert ndcg is not None
+        split = report["dataset"]["split"]
+        leaky = {True: ", leaky", False: "", None: ", no times"}[split["leaky"]]
+        names = (report["experiment"]["encoder"]["name"], report["dataset"]["name"], split["name"] + leaky)
+        metrics = (cell(ndcg), cell(hr), cell(find(report["baselines"], "ndcg@10")), ndcg["n"])
+        costs = (f"{report['timing']['train_s']:.0f}", f"{kept['wall_s']:.0f}", f"{report['peak_rss_mb']:.0f}")
+        lines.append("| " + " | ".join(map(str, (*names, *metrics, *costs, f"`{report['dataset']['target_hash']}`"))) + " |")
+        made.append(f"- `{kept['command']}` (seed {kept['seed']}, commit {kept['commit']}, {kept['machine']})")
+    return [*lines, "", "Made by:", "", *made, ""]
+
+
+def speed(file: Path) -> list[str]:
+    """The spine's own speeds."""
+    kept = json.loads(file.read_text(encoding="utf-8"))
+    rows = [(f"`{name}`, seconds", f"{value:.2f}", "0.4") for name, value in kept["startup_s"].items()]
+    first, sasrec = kept["movielens_1m_first_batch_s"], kept["sasrec_movielens_1m"]
+    rows += [
+        ("MovieLens-1M, archive to first batch, cold, seconds", f"{first['cold']:.2f}", "4"),
+        ("the same, warm", f"{first['warm']:.2f}", "1"),
+        (
+            "full-catalogue evaluation over its forward passes alone (SASRec, length 200)",
+            f"{sasrec['evaluation_over_forward']:.2f}",
+            "1.3",
+        ),
+        ("loader's share of a training step (SASRec, length 200)", f"{100 * sasrec['loader_share']:.1f} %", "5 %"),
+    ]
+    lines = ["## Speeds of the spine", "", "| what | measured | goal, at most |", "|---|---|---|"]
+    lines += [f"| {what} | {value} | {goal} |" for what, value, goal in rows]
+    return [*lines, "", f"Made by `{kept['command']}` (commit {kept['commit']}, {kept['machine']}); medians.", ""]
+
+
+def page() -> str:
+    """The whole page."""
+    results = HERE / "results"
+    runs = sorted(file for file in results.glob("*.json") if "report" in json.loads(file.read_text(encoding="utf-8")))
+    lines = [HEAD]
+    lines += quality(runs) if runs else []
+    lines += speed(results / "spine.json") if (results / "spine.json").is_file() else []
+    return "\n".join(lines).rstrip() + "\n"
+
+
+if __name__ == "__main__":
+    PAGE.write_text(page(), encoding="utf-8")

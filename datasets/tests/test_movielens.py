@@ -1,0 +1,142 @@
+"""MovieLens: GroupLens's three layouts, zipped and unpacked, and what their tables say."""
+
+from __future__ import annotations
+
+import time
+import zipfile
+from pathlib import Path
+
+import pytest
+from userec_datasets.movielens import MovieLens1M, MovieLens25M, MovieLens100K
+
+from userec.config import Config
+from userec.dataset.contract import Dataset
+from userec.errors import UserError
+
+REAL = Path(__file__).resolve().parents[3] / "shared/data"
+
+MILLION = {
+    "ratings.dat": "1::20::5::978300760\n1::30::3::978300760\n2::20::4::978300000\n",
+    "users.dat": "1::F::1::10::48067\n2::M::56::16::70072\n",
+    "movies.dat": '20::Amélie, or: "so" (2001)::Comedy|Romance\n30::Nameless::Drama\n40::Unseen (1931)::Drama\n',
+}
+HUNDRED = {
+    "u.data": "1\t20\t5\t881250949\n2\t20\t3\t881250949\n",
+    "u.user": "1|24|M|technician|85711\n2|7|F|other|V3N4P\n3|56|F|none|94043\n",
+    "u.genre": "unknown|0\nAction|1\nDrama|2\n\n",
+    "u.item": "20|Amélie (1995)|01-Jan-1995||http://x/?a=b|0|1|1\n30|None||||1|0|0\n",
+}
+TWENTY_FIVE = {
+    "ratings.csv": "userId,movieId,rating,timestamp\n1,20,4.5,1147880044\n1,30,0.5,1147868817\n",
+    "movies.csv": 'movieId,title,genres\n20,"Amélie, or: ""so"" (2001)",Comedy|Romance\n30,Nameless,(no genres listed)\n',
+}
+LAYOUTS = [
+    (MovieLens1M, "ml-1m", MILLION, "latin-1"),
+    (MovieLens100K, "ml-100k", HUNDRED, "latin-1"),
+    (MovieLens25M, "ml-25m", TWENTY_FIVE, "utf-8"),
+]
+
+
+def write(folder: Path, name: str, files: dict[str, str], encoding: str, how: str) -> None:
+    """The data set zipped, unpacked in its folder, or its files alone."""
+    if how == "zip":
+        with zipfile.ZipFile(folder / f"{name}.zip", "w") as archive:
+            for file, text in files.items():
+                archive.writestr(f"{name}/{file}", text.encode(encoding))
+        return
+    home = folder / name if how == "folder" else folder
+    home.mkdir(exist_ok=True)
+    for file, text in files.items():
+        (home / file).write_bytes(text.encode(encoding))
+
+
+@pytest.mark.parametrize("how", ["zip", "folder", "files"])
+@pytest.mark.parametrize(("kind", "name", "files", "encoding"), LAYOUTS, ids=lambda value: getattr(value, "name", None))
+def test_zipped_and_unpacked_read_the_same(
+    tmp_path: Path, kind: type[Dataset], name: str, files: dict[str, str], encoding: str, how: str
+) -> None:
+    write(tmp_path, name, files, encoding, how)
+    data = kind(Config(), kind.locate(tmp_path))
+    events, items = data.events(), data.items()
+    assert events["item"].tolist()[0] == 20
+    assert events["time"].dtype == "int64"
+    assert events["rating"].dtype == "float32"
+    assert items is not None
+    assert items["item.year"].tolist()[0] == (1995 if name == "ml-100k" else 2001)
+    assert all(path.is_file() for path in data.sources())
+    assert len(data.sources()) == (1 if how == "zip" else len(files))
+
+
+def test_the_million(tmp_path: Path) -> None:
+    write(tmp_path, "ml-1m", MILLION, "latin-1", "folder")
+    data = MovieLens1M(Config(), tmp_path)
+    assert data.events().to_dict("list")["rating"] == [5.0, 3.0, 4.0]
+    items, age = data.items(), data.labels("age")
+    assert items["item.genres"].tolist() == [["Comedy", "Romance"], ["Drama"], ["Drama"]]
+    assert items["item.year"].isna().tolist() == [False, True, False]
+    assert age is not None
+    assert age.to_dict("list") == {"user": [1, 2], "id": [1, 56]}
+    assert data.labels("next") is None
+
+
+def test_the_hundred_thousand(tmp_path: Path) -> None:
+    write(tmp_path, "ml-100k", HUNDRED, "latin-1", "folder")
+    data = MovieLens100K(Config(), tmp_path)
+    assert data.users()["profile.age"].tolist() == [18, 1, 56]
+    assert data.users()["profile.occupation"].tolist() == ["technician", "other", "none"]
+    assert data.items()["item.genres"].tolist() == [["Action", "Drama"], ["unknown"]]
+
+
+def test_twenty_five_million_has_no_profiles_and_may_have_no_genres(tmp_path: Path) -> None:
+    write(tmp_path, "ml-25m", TWENTY_FIVE, "utf-8", "folder")
+    data = MovieLens25M(Config(), tmp_path)
+    assert data.users() is None
+    assert data.items()["item.genres"].tolist() == [["Comedy", "Romance"], []]
+    assert [task.name for group in data.tasks for task in group] == ["next"]
+
+
+@pytest.mark.parametrize("kind", [MovieLens1M, MovieLens100K])
+def test_a_label_task_lives_in_the_space_of_its_profile_field(kind: type[Dataset]) -> None:
+    for group in kind.tasks[1:]:
+        assert kind.fields[group[0].space].space == group[0].space == f"profile.{group[0].name}"
+
+
+def test_what_cannot_be_read_is_told(tmp_path: Path) -> None:
+    (tmp_path / "ml-1m.zip").write_bytes(b"PK\x03\x04 cut")
+    with pytest.raises(UserError, match=r"ml-1m\.zip cannot be unpacked"):
+        MovieLens1M(Config(), tmp_path).events()
+    write(tmp_path, "ml-1m", {"users.dat": ""}, "latin-1", "zip")
+    with pytest.raises(UserError, match=r"no member ml-1m/ratings\.dat"):
+        MovieLens1M(Config(), tmp_path).events()
+    with pytest.raises(UserError, match=r"expected ml-100k\.zip"):
+        MovieLens100K.locate(tmp_path)
+
+
+@pytest.mark.parametrize("row", ["1::20::5", "1::20::five::978300760"])
+def test_a_bad_rating_is_told(tmp_path: Path, row: str) -> None:
+    write(tmp_path, "ml-1m", {"ratings.dat": f"1::20::5::978300760\n{row}\n"}, "latin-1", "folder")
+    with pytest.raises(UserError, match="ratings"):
+        MovieLens1M(Config(), tmp_path).events()
+
+
+@pytest.mark.real
+@pytest.mark.skipif(not (REAL / "ml-1m.zip").is_file(), reason="no ../shared/data/ml-1m.zip")
+def test_the_real_million_is_read_whole_and_fast() -> None:
+    data = MovieLens1M(Config(), MovieLens1M.locate(REAL))
+    start = time.process_time()
+    events = data.events()
+    assert time.process_time() - start < 3
+    assert len(events) == 1_000_209
+    assert events["user"].nunique() == len(data.users()) == 6040
+    assert events["item"].nunique() == 3706
+    assert data.items()["item.year"].between(1900, 2001).all()
+
+
+@pytest.mark.real
+@pytest.mark.skipif(not (REAL / "ml-100k.zip").is_file(), reason="no ../shared/data/ml-100k.zip")
+def test_the_real_hundred_thousand_is_read_whole() -> None:
+    data = MovieLens100K(Config(), MovieLens100K.locate(REAL))
+    events = data.events()
+    assert (len(events), events["user"].nunique(), events["item"].nunique()) == (100_000, 943, 1682)
+    assert data.users()["profile.occupation"].nunique() == 21
+    assert (data.items()["item.genres"].str.len() > 0).all()

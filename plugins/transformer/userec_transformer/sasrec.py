@@ -1,0 +1,125 @@
+"""SASRec: self-attentive sequential recommendation (Kang & McAuley 2018), in its pre-LN form.
+
+x_l = sqrt(d) E[item_l] + P_l, then blocks x += attention(LN x), x += W2 relu(W1 LN x), a last LN; the score of an item is the
+token times the item's own embedding (section 3, equations 2 to 6).
+
+Where we depart: standard pre-LN blocks with an output projection (the authors normalise the queries alone and have none; the
+PyTorch port measures the same accuracy); rows are right-padded and positions count from the start of the window; attention
+weights are not dropped by default, which keeps the attention on its fused path (`attention_dropout` brings it back)."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping
+from typing import Any, ClassVar
+
+import torch
+from pydantic import Field as Setting
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from userec.batch import Encoded, History, gather_positions
+from userec.capability import Can
+from userec.config import Config
+from userec.encoder.blocks.heads import Heads
+from userec.encoder.contract import Build, Encoder
+from userec.errors import UserError
+
+
+class SASRecConfig(Config):
+    """The published setting for MovieLens-1M, but for dropout."""
+
+    dim: int = Setting(64, ge=1)
+    layers: int = Setting(2, ge=1)
+    heads: int = Setting(1, ge=1)
+    inner: int | None = Setting(None, ge=1)
+    """Width inside a feed-forward layer; None = `dim`, as published."""
+    dropout: float = Setting(0.2, ge=0, lt=1)
+    """Of embeddings, feed-forward layers and what each block adds."""
+    attention_dropout: float = Setting(0.0, ge=0, lt=1)
+    """Of attention weights, as the authors have it; slow on a CPU."""
+    window: int = Setting(200, ge=1)
+    """Last events used."""
+
+
+class Block(nn.Module):
+    """x + attention(LN x), then x + feed-forward(LN x): [B, L, D] -> [B, L, D]."""
+
+    def __init__(self, config: SASRecConfig, attend: Callable[..., Tensor]) -> None:
+        super().__init__()
+        dim, inner = config.dim, config.inner or config.dim
+        self.config, self.attend = config, attend
+        self.norm_attention, self.norm_feed = nn.LayerNorm(dim), nn.LayerNorm(dim)
+        self.project, self.merge = nn.Linear(dim, 3 * dim), nn.Linear(dim, dim)
+        self.widen, self.narrow = nn.Linear(dim, inner), nn.Linear(inner, dim)
+        self.drop = nn.Dropout(config.dropout)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Position l is made of positions 0..l: padding, being on the right, is never seen."""
+        users, length, dim = x.shape
+        heads = self.config.heads
+        # 3 x [B, H, L, D / H]
+        q, k, v = self.project(self.norm_attention(x)).view(users, length, 3, heads, dim // heads).permute(2, 0, 3, 1, 4)
+        dropped = {"dropout_p": self.config.attention_dropout} if self.training and self.config.attention_dropout else {}
+        attended = self.attend(q, k, v, causal=True, **dropped).transpose(1, 2).reshape(users, length, dim)
+        x = x + self.drop(self.merge(attended))
+        return x + self.drop(self.narrow(self.drop(F.relu(self.widen(self.norm_feed(x))))))
+
+
+class SASRec(Encoder):
+    """Tokens [B, L, D] of every position at once; the user is the token of his last event, zeros where he has none."""
+
+    name = "sasrec"
+    offers = Can.GRADIENT | Can.SCORE_CATALOG | Can.DOT_SCORE | Can.CAUSAL | Can.ANY_POSITION | Can.EMBED_USER
+    Config = SASRecConfig
+    recipe: ClassVar[Mapping[str, Any]] = {
+        "objective": {"item": {"name": "next_item"}, "label": {"name": "labelled"}},
+        "train": {"optimizer": "adam", "lr": 1e-3, "betas": (0.9, 0.98), "epochs": 200, "patience": 10},
+        "batch": {"rows": 128, "windows": "all"},
+    }
+
+    def __init__(self, config: SASRecConfig, build: Build) -> None:
+        super().__init__(config, build)
+        if config.dim % config.heads:
+            raise UserError(f"encoder 'sasrec': encoder.dim {config.dim} is not a multiple of encoder.heads {config.heads}")
+        self.items = build.table("item", config.dim)
+        self.labels = Heads(build, config.dim)
+        self.positions = nn.Parameter(torch.empty(config.window, config.dim))
+        self.drop = nn.Dropout(config.dropout)
+        attend = build.op("attention")
+        self.blocks = nn.ModuleList(Block(config, attend) for _ in range(config.layers))
+        self.norm = nn.LayerNorm(config.dim)
+        nn.init.normal_(self.positions, std=0.02)
+        for layer in self.blocks.modules():
+            if isinstance(layer, nn.Linear):
+                nn.init.normal_(layer.weight, std=0.02)
+                nn.init.zeros_(layer.bias)
+
+    def begin_task(self, tasks: tuple[str, ...], phase: str) -> None:
+        """Label spaces get their table."""
+        self.labels.begin(tasks)
+
+    def encode(self, history: History) -> Encoded:
+        """Of rows longer than `window` the last `window` events are encoded; tokens of earlier ones are zero."""
+        item, window = history.events["item"], len(self.positions)
+        if item.shape[1] <= window:
+            tokens = self._tokens(item)
+        else:
+            place = (history.lengths - window).clamp(min=0)[:, None] + torch.arange(window, device=item.device)  # [B, window]
+            newest = self._tokens(item.gather(1, place))
+            tokens = newest.new_zeros(*item.shape, self.dim).scatter(1, place[:, :, None].expand_as(newest), newest)
+        return Encoded(history, tokens, gather_positions(tokens, history.last[:, None])[:, 0])
+
+    def candidates(self, tasks: tuple[str, ...], ids: Tensor | None = None) -> tuple[Tensor, Tensor | None]:
+        """The item embeddings themselves, or the classes of a label task."""
+        table = self.labels.table_of(tasks, self.items)
+        return (table.all() if ids is None else table(ids)), None
+
+    def _tokens(self, item: Tensor) -> Tensor:
+        """item [B, L], L <= window -> [B, L, D]."""
+        if item.shape[1] == 0:
+            return self.positions.new_zeros(*item.shape, self.dim)
+        x = self.drop(self.items(item) * math.sqrt(self.dim) + self.positions[: item.shape[1]])
+        for block in self.blocks:
+            x = block(x)
+        return self.norm(x)

@@ -1,0 +1,134 @@
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import Tensor
+
+from userec.builtin.kernels import userec_kernels
+from userec.errors import UserError
+from userec.kernel.contract import Kernel, No, Request, Yes
+from userec.kernel.dispatch import CHOICE, Kernels, request_of
+
+
+def plain(x: Tensor, *, flip: bool = False) -> Tensor:
+    return -x if flip else x
+
+
+def double(x: Tensor, *, flip: bool = False) -> Tensor:
+    return 2 * plain(x, flip=flip)
+
+
+def only_flips(request: Request) -> Yes | No:
+    return Yes() if "flip" in request.flags else No("only flips")
+
+
+REFERENCE = Kernel("same", "torch", 0, lambda: plain, reference=True)
+FLIPPER = Kernel("same", "flipper", 50, lambda: double, only_flips)
+
+
+def test_the_highest_priority_that_says_yes_serves_and_the_reasons_are_kept(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv(CHOICE, raising=False)
+    kernels = Kernels([REFERENCE, FLIPPER, Kernel("same", "slow", -1, lambda: plain)])
+    same = kernels.op("same")
+    x = torch.ones(2)
+    assert same(x).tolist() == [1, 1]
+    assert same(x, flip=True).tolist() == [-2, -2]
+    plainly = kernels.resolve(request_of("same", {"x": x}))
+    assert plainly.kernel is REFERENCE
+    assert plainly.reasons == {
+        "flipper": "no: only flips",
+        "torch": "yes, priority 0",
+        "slow": "yes, but priority -1 is below torch's",
+    }
+    chosen = kernels.chosen()
+    assert chosen["same"]["provider"] == "torch, flipper"
+    assert chosen["same"]["reasons"]["flipper"] == "no: only flips; yes, priority 50"
+
+
+def test_a_request_is_resolved_and_loaded_once() -> None:
+    asked: list[str] = []
+
+    def supports(request: Request) -> Yes:
+        asked.append("supports")
+        return Yes()
+
+    def load() -> object:
+        asked.append("load")
+        return plain
+
+    kernels = Kernels([Kernel("same", "torch", 0, load, supports, reference=True)])  # type: ignore[arg-type]
+    assert asked == []
+    same = kernels.op("same")  # reads the reference's signature
+    asked.clear()
+    for _ in range(3):
+        same(torch.ones(5))
+    assert asked == ["supports", "load"]
+
+
+def test_a_request_holds_facts_not_lengths() -> None:
+    weight = torch.zeros(7, 4, requires_grad=True)
+    short = request_of("op", {"x": torch.zeros(3, 4), "weight": weight, "bias": None, "reduction": "mean"})
+    long = request_of("op", {"x": torch.zeros(9, 4), "weight": weight, "bias": None, "reduction": "mean"})
+    assert short == long
+    assert hash(short) == hash(long)
+    assert short.dims == (("x", 4), ("weight", 4))
+    assert short.flags == {"x", "weight", "reduction=mean", "needs_grad"}
+    assert (short.device, short.dtype) == ("cpu", "float32")
+    with torch.no_grad():
+        assert "needs_grad" not in request_of("op", {"weight": weight}).flags
+
+
+@pytest.mark.parametrize("use", ["torch", "same=torch", "auto,same=torch"])
+def test_a_pin_stands_over_priority(monkeypatch: pytest.MonkeyPatch, use: str) -> None:
+    monkeypatch.setenv(CHOICE, use)
+    fast = Kernel("same", "fast", 99, lambda: double)
+    assert Kernels([REFERENCE, fast]).op("same")(torch.ones(1)).item() == 1
+    assert Kernels([REFERENCE, fast], use="auto").op("same")(torch.ones(1)).item() == 2
+    assert Kernels([REFERENCE, fast]).resolve(Request("same")).reasons["fast"] == "not asked: torch is pinned"
+
+
+def test_a_pinned_provider_that_says_no_is_an_error_not_a_fallback() -> None:
+    same = Kernels([REFERENCE, FLIPPER], use="same=flipper").op("same")
+    assert same(torch.ones(1), flip=True).item() == -2
+    with pytest.raises(UserError, match=r"no kernel serves 'same'.*only flips"):
+        same(torch.ones(1))
+
+
+def test_an_exception_of_a_kernel_is_not_swallowed() -> None:
+    def broken(x: Tensor, *, flip: bool = False) -> Tensor:
+        raise FloatingPointError("broken")
+
+    with pytest.raises(FloatingPointError, match="broken"):
+        Kernels([REFERENCE, Kernel("same", "broken", 9, lambda: broken)], use="auto").op("same")(torch.ones(1))
+
+
+@pytest.mark.parametrize(
+    ("kernels", "use", "told"),
+    [
+        ([FLIPPER], "auto", "no reference"),
+        ([REFERENCE, Kernel("same", "other", 1, lambda: plain, reference=True)], "auto", "several references"),
+        ([REFERENCE, FLIPPER, FLIPPER], "auto", "twice by flipper"),
+        ([REFERENCE], "fast", "'fast' is none of auto, torch"),
+        ([REFERENCE], "same=torhc", "did you mean 'torch'"),
+        ([REFERENCE], "sane=torch", "did you mean 'same'"),
+    ],
+)
+def test_what_cannot_be_is_told(kernels: list[Kernel], use: str, told: str) -> None:
+    with pytest.raises(UserError, match=told):
+        Kernels(kernels, use=use)
+
+
+def test_an_unknown_op_is_told() -> None:
+    with pytest.raises(UserError, match="unknown kernel op 'sam'; did you mean 'same'"):
+        Kernels([REFERENCE]).op("sam")
+
+
+def test_the_built_in_ops_choose_the_cpu_form_where_it_fits() -> None:
+    kernels = Kernels(userec_kernels(), use="auto")
+    q = torch.zeros(1, 1, 2, 4)
+    attend = kernels.op("attention")
+    attend(q, q, q, causal=True)
+    assert kernels.chosen()["attention"]["provider"] == "cpu"
+    attend(q, q, q, causal=True, dropout_p=0.5)
+    assert kernels.chosen()["attention"]["provider"] == "cpu, torch"
+    assert "no dropout" in kernels.chosen()["attention"]["reasons"]["cpu"]

@@ -1,0 +1,5 @@
+"""`python -m userec`: the same as the command `userec`."""
+
+from userec.cli.main import main
+
+main()

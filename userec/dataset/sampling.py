@@ -1,0 +1,74 @@
+"""Negative samplers: never the positive, with the log-probability of each draw, memory bounded by what is asked for.
+
+`draw(positives [N], count, rng)` gives ids and log_q, both [N, count]; log_q is +inf where a candidate is void."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor
+
+from userec.errors import UserError
+from userec.schema import FIRST
+
+
+class Uniform:
+    """Every real id but the positive, equally likely."""
+
+    def __init__(self, n: int) -> None:
+        if n - FIRST < 2:
+            raise UserError(f"uniform negatives need at least two items, the space has {n - FIRST}")
+        self.n = n
+
+    def draw(self, positives: Tensor, count: int, rng: torch.Generator) -> tuple[Tensor, Tensor]:
+        """Exact: one of the n - 3 other ids, those from the positive on shifted by one."""
+        others = self.n - FIRST - 1
+        ids = torch.randint(others, (len(positives), count), generator=rng, device=positives.device) + FIRST  # [N, count]
+        ids += ids >= positives.clamp(min=FIRST)[:, None]
+        return ids, torch.full(ids.shape, -math.log(others), device=ids.device)
+
+
+class Popularity:
+    """p proportional to count ** alpha over the real ids; ids never counted are never drawn."""
+
+    rounds = 8
+    """Redraws of collisions with the positive; what still collides is void."""
+
+    def __init__(self, counts: Tensor, alpha: float = 1.0) -> None:
+        weight = torch.where(counts > 0, counts.double() ** alpha, 0.0)
+        weight[:FIRST] = 0
+        if not weight.sum() > 0:
+            raise UserError("popularity negatives need at least one training event")
+        self.p = weight / weight.sum()  # [n] float64
+        self.cdf = self.p.cumsum(0)
+
+    def draw(self, positives: Tensor, count: int, rng: torch.Generator) -> tuple[Tensor, Tensor]:
+        """By inversion of the cumulative distribution."""
+        ids = self._sample((len(positives), count), rng)  # [N, count]
+        for _ in range(self.rounds):
+            again = (ids == positives[:, None]).nonzero(as_tuple=True)
+            if not len(again[0]):
+                break
+            ids[again] = self._sample(again[0].shape, rng)
+        log_q = self.p.log().float()[ids]
+        return ids, log_q.masked_fill(ids == positives[:, None], math.inf)
+
+    def _sample(self, shape: tuple[int, ...], rng: torch.Generator) -> Tensor:
+        drawn = torch.rand(shape, generator=rng, dtype=torch.float64, device=self.cdf.device) * self.cdf[-1]
+        return torch.searchsorted(self.cdf, drawn, right=True).clamp(max=int(self.p.nonzero()[-1]))
+
+
+class InBatch:
+    """The positives of other rows; a row that shares its positive, and padding, is void."""
+
+    def __init__(self, log_p: Tensor) -> None:
+        self.log_p = log_p  # [n] how likely an item is to be somebody's positive
+
+    def draw(self, positives: Tensor, count: int, rng: torch.Generator) -> tuple[Tensor, Tensor]:
+        """The same `count` positives for every row, drawn without replacement; all of them, [N, N], where there are fewer."""
+        chosen = torch.randperm(len(positives), generator=rng, device=positives.device)[:count]
+        ids = positives[chosen]  # [C]
+        void = (ids == positives[:, None]) | (ids < FIRST)  # [N, C]
+        log_q = self.log_p[ids].float().expand(void.shape).masked_fill(void, math.inf)
+        return ids.expand(void.shape), log_q

@@ -1,0 +1,269 @@
+"""Splits: which events train, which questions are asked of the rest, and whether the split leaks."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, replace
+from typing import Literal
+
+import numpy as np
+from pydantic import Field as Setting
+from pydantic import model_validator
+
+from userec.config import Config
+from userec.dataset.events import Coded, Events, Labels
+from userec.errors import UserError
+
+Target = Literal["last", "first", "random", "all", "successive"]
+
+
+class SplitConfig(Config):
+    """How to split, and which events of a held-out stretch are asked for.
+
+    `last`, `first`, `random`: one event a user, its history all that stands before it. `all`: one question a user, put
+    before the stretch, every event of it relevant. `successive`: one question an event."""
+
+    name: Literal["auto", "by_time", "leave_last", "by_user", "given"] = "auto"
+    target: Target = "last"
+    valid: float = Setting(0.1, ge=0, lt=1)
+    test: float = Setting(0.1, gt=0, lt=1)
+    seed: int = 0
+
+    @model_validator(mode="after")
+    def _consistent(self) -> SplitConfig:
+        if self.valid + self.test >= 1:
+            raise ValueError("valid and test must leave a share for training")
+        if self.name == "leave_last" and self.target != "last":
+            raise ValueError("leave_last asks for the last event; another target needs by_time, by_user or given")
+        return self
+
+
+@dataclass(frozen=True)
+class Questions:
+    """One row a question: the history is the events of `user` before `end`, the answer a set of ids."""
+
+    user: np.ndarray  # [N] int64 row
+    end: np.ndarray  # [N] int64 absolute event index
+    offsets: np.ndarray  # [N + 1] int64
+    ids: np.ndarray  # [sum P] int64 relevant coded ids, each once
+    time: np.ndarray | None = None  # [N] int64 time of the request: of its first target
+
+    def __len__(self) -> int:
+        return len(self.user)
+
+
+@dataclass(frozen=True)
+class Division:
+    """A data set divided."""
+
+    name: str
+    config: SplitConfig
+    train: Events
+    kept: np.ndarray  # [E_train] int64: where each training event stands among all events
+    questions: Mapping[tuple[str, str], Questions]  # (split, task)
+    train_labels: Mapping[str, Labels]
+    leaky: bool | None
+    note: str
+
+
+def ragged(start: np.ndarray, stop: np.ndarray) -> np.ndarray:
+    """All indices of the stretches start[i]:stop[i], one after the other: [sum (stop - start)] int64."""
+    lengths = stop - start
+    return np.repeat(start - np.cumsum(lengths) + lengths, lengths) + np.arange(lengths.sum())
+
+
+def divide(coded: Coded, config: SplitConfig) -> Division:
+    """Divide events and labels. Raises UserError where the split cannot be made or asks nothing."""
+    name = _choose(coded, config)
+    events = coded.events
+    rank = np.random.default_rng(config.seed).permutation(events.users)  # [U]: the lowest ranks are held out
+    part = _PARTS[name](coded, config, rank)
+    train = part == 0
+    if not train.any():
+        raise UserError(f"split {name!r} leaves no event for training; choose smaller shares or another split{_others(name)}")
+    questions = {}
+    for number, split in _HELD:
+        asked = _ask(events, part == number, config.target, np.random.default_rng((config.seed, number)))
+        questions.update({(split, task.name): asked for task in coded.schema.all_tasks if task.events})
+    everyone = _held_out(np.arange(events.users), rank, config) if name == "by_user" else None
+    train_labels = {}
+    for task, labels in coded.labels.items():
+        parts = labels.split
+        if parts is None:
+            parts = (_held_out(np.unique(labels.user), rank, config) if everyone is None else everyone)[labels.user]
+        train_labels[task] = _cut(labels.take(parts == 0), events, _horizon(events, train))
+        questions.update({(split, task): _ask_labels(labels.take(parts == number), events) for number, split in _HELD})
+    if not any(len(asked) for (split, _), asked in questions.items() if split == "test"):
+        raise UserError(f"split {name!r} asks nothing of the test part: no held-out event has a history before it{_others(name)}")
+    leaky, note = _judge(coded, train, questions)
+    return Division(name, config, events.take(train), np.flatnonzero(train), questions, train_labels, leaky, note)
+
+
+_HELD = ((1, "valid"), (2, "test"))
+
+
+def _others(name: str) -> str:
+    return f"; others are {', '.join(sorted(set(_PARTS) - {name}))}"
+
+
+def _choose(coded: Coded, config: SplitConfig) -> str:
+    timed = "time" in coded.events.fields
+    name = config.name
+    if name == "auto":
+        name = "given" if coded.split is not None else coded.default_split or ("by_time" if timed else "leave_last")  # type: ignore[assignment]
+    if name == "given" and coded.split is None:
+        raise UserError(
+            f"data set {coded.name!r} publishes no split: add a column 'split' or a test file, or choose {_others(name)[2:]}"
+        )
+    if name == "by_time" and not timed:
+        raise UserError(f"split 'by_time' needs times and data set {coded.name!r} has none{_others(name)}")
+    if name == "leave_last" and config.target != "last":
+        raise UserError(f"split 'leave_last' asks for the last event, not target={config.target!r}{_others(name)}")
+    return name
+
+
+# Parts of events: [E] int8, 0 train, 1 valid, 2 test, -1 neither (history of a held-out user).
+
+
+def _by_time(coded: Coded, config: SplitConfig, rank: np.ndarray) -> np.ndarray:
+    """Global cuts at quantiles of the event times; equal times stay on one side, the later."""
+    time = coded.events.fields["time"]
+    last = len(time) - 1
+    cuts = [min(round(len(time) * share), last) for share in (1 - config.valid - config.test, 1 - config.test)]
+    return np.searchsorted(np.partition(time, cuts)[cuts], time, side="right").astype(np.int8)
+
+
+def _leave_last(coded: Coded, config: SplitConfig, rank: np.ndarray) -> np.ndarray:
+    """The published leave-one-out: the last event tests, the one before validates, of users with at least three."""
+    part = np.zeros(len(coded.events), np.int8)
+    last = coded.events.offsets[1:][coded.events.lengths >= 3] - 1
+    part[last], part[last - 1] = 2, 1
+    return part
+
+
+def _by_user(coded: Coded, config: SplitConfig, rank: np.ndarray) -> np.ndarray:
+    """All events of held-out users; their first event is only ever history."""
+    events = coded.events
+    part = _held_out(np.arange(events.users), rank, config)[events.owner]
+    first = events.offsets[:-1][events.lengths > 0]
+    part[first[part[first] > 0]] = -1
+    return part
+
+
+def _given(coded: Coded, config: SplitConfig, rank: np.ndarray) -> np.ndarray:
+    """The published split; where it has no validation part, the last training event of users with at least three."""
+    assert coded.split is not None
+    part = np.array(coded.split, np.int8)
+    if config.valid and not (part == 1).any():
+        train = np.flatnonzero(part == 0)
+        stop = np.searchsorted(train, coded.events.offsets)
+        part[train[stop[1:][np.diff(stop) >= 3] - 1]] = 1
+    return part
+
+
+_PARTS: Mapping[str, Callable[[Coded, SplitConfig, np.ndarray], np.ndarray]] = {
+    "by_time": _by_time,
+    "leave_last": _leave_last,
+    "by_user": _by_user,
+    "given": _given,
+}
+
+
+def _held_out(members: np.ndarray, rank: np.ndarray, config: SplitConfig) -> np.ndarray:
+    """Part of each user row [U] int8: the members of lowest rank test, the next validate."""
+    order = members[np.argsort(rank[members])]
+    test = round(config.test * len(members))
+    part = np.zeros(len(rank), np.int8)
+    part[order[:test]], part[order[test : test + round(config.valid * len(members))]] = 2, 1
+    return part
+
+
+def _ask(events: Events, held: np.ndarray, target: Target, rng: np.random.Generator) -> Questions:
+    """Questions about the held-out events by the target rule; those without any history are left out."""
+    picked = np.flatnonzero(held)
+    if target == "random":
+        picked = picked[picked > events.offsets[events.owner[picked]]]
+    bounds = np.searchsorted(picked, events.offsets)
+    user = np.flatnonzero(np.diff(bounds))
+    low, high = bounds[:-1][user], bounds[1:][user]  # held-out stretch of each user, in `picked`
+    if target == "successive":
+        user, low, high = np.repeat(user, high - low), np.arange(len(picked)), np.arange(len(picked)) + 1
+    elif target == "last":
+        low = high - 1
+    elif target != "all":
+        low = low if target == "first" else low + np.floor(rng.random(len(user)) * (high - low)).astype(np.int64)
+        high = low + 1
+    known = picked[low] > events.offsets[user]
+    user, low, high = user[known], low[known], high[known]
+    end = picked[low]
+    offsets, ids = _sets(np.repeat(np.arange(len(user)), high - low), events.fields["item"][picked[ragged(low, high)]], len(user))
+    return Questions(user, end, offsets, ids, events.fields["time"][end] if "time" in events.fields else None)
+
+
+def _ask_labels(labels: Labels, events: Events) -> Questions:
+    """One question for each user and request, its positive labels relevant. Rows are sorted by (user, end)."""
+    labels = labels.take((labels.value > 0) & (labels.end > events.offsets[labels.user]))
+    new = np.ones(len(labels.user), bool)
+    new[1:] = (np.diff(labels.user) != 0) | (np.diff(labels.end) != 0)
+    offsets, ids = _sets(np.cumsum(new) - 1, labels.id, int(new.sum()))
+    return Questions(labels.user[new], labels.end[new], offsets, ids, None if labels.time is None else labels.time[new])
+
+
+def _sets(question: np.ndarray, ids: np.ndarray, count: int) -> tuple[np.ndarray, np.ndarray]:
+    """Each question's ids once, in order of their first appearance: offsets [count + 1] and ids."""
+    ids = ids.astype(np.int64)
+    if len(ids) > count:
+        _, first = np.unique(question * (ids.max() + 1) + ids, return_index=True)
+        first.sort()
+        question, ids = question[first], ids[first]
+    return np.concatenate([[0], np.cumsum(np.bincount(question, minlength=count))]).astype(np.int64), ids
+
+
+def _horizon(events: Events, train: np.ndarray) -> np.ndarray:
+    """Where each user's training history ends: at his first event that does not train, [U] int64."""
+    held = np.append(np.flatnonzero(~train), len(events))
+    return np.minimum(held[np.searchsorted(held, events.offsets[:-1])], events.offsets[1:])
+
+
+def _cut(labels: Labels, events: Events, horizon: np.ndarray) -> Labels:
+    """Training labels see training events only; a label that then has no history is left out."""
+    cut = replace(labels, end=np.minimum(labels.end, horizon[labels.user]), split=None)
+    return cut.take(cut.end > events.offsets[cut.user])
+
+
+def _judge(coded: Coded, train: np.ndarray, questions: Mapping[tuple[str, str], Questions]) -> tuple[bool | None, str]:
+    """Whether training knows the time of the test, and one line that says so and how much of the test is unseen."""
+    task = next((task.name for task in coded.schema.all_tasks if task.events), None)
+    if task is None:
+        return None, "no task asks about events: a leak in time does not arise"
+    events, test = coded.events, questions["test", task]
+    if not len(test):
+        return None, f"task {task!r} has no test question"
+    leaky, note = None, "no times: a leak cannot be checked"
+    if test.time is not None:
+        late = (events.fields["time"] > test.time.min()) & train
+        leaky = bool(late.any())
+        share = f"{late.sum() / train.sum():.1%} of training events are later than the earliest test target"
+        note = f"leaky: {share}" if leaky else "not leaky: no training event is later than the earliest test target"
+    users = np.unique(test.user)
+    unseen = ~np.isin(test.ids, events.fields["item"][train])
+    new = np.bincount(events.owner[train], minlength=events.users)[users] == 0
+    silent = "" if len(questions["valid", task]) else "; no validation question"
+    return leaky, f"{note}; unseen in training: {new.mean():.1%} of test users, {unseen.mean():.1%} of test targets{silent}"
+
+
+def target_hash(coded: Coded, division: Division) -> str:
+    """16 hex digits over the evaluated targets: split, task, external user and ids. Row order and coding do not matter."""
+    lines = sorted(_lines(coded, division))
+    return hashlib.sha256("\n".join(lines).encode()).hexdigest()[:16]
+
+
+def _lines(coded: Coded, division: Division) -> Iterator[str]:
+    for (split, task), asked in division.questions.items():
+        users = coded.vocabulary["user"].values[asked.user].astype(str).tolist()
+        ids = coded.vocabulary[coded.schema.task(task).space].decode(asked.ids).astype(str).tolist()
+        bounds = asked.offsets.tolist()
+        for row, user in enumerate(users):
+            yield json.dumps([split, task, user, sorted(ids[bounds[row] : bounds[row + 1]])])

@@ -1,0 +1,35 @@
+"""Where the answers of a task live: the items' own table, or a table a label space, made when a task first asks for it."""
+
+from __future__ import annotations
+
+from torch import nn
+
+from userec.encoder.contract import Build, Table
+
+
+class Heads(nn.Module):
+    """Tables of width `dim` for every label space but the items'."""
+
+    def __init__(self, build: Build, dim: int) -> None:
+        super().__init__()
+        self.build, self.dim = build, dim
+        self.tables = nn.ModuleDict()
+
+    def begin(self, tasks: tuple[str, ...]) -> None:
+        """Make the tables that the tasks lack; call it in `begin_task`."""
+        for space in map(self._space, tasks):
+            if space != "item" and _key(space) not in self.tables:
+                self.tables[_key(space)] = self.build.table(space, self.dim)
+
+    def table_of(self, tasks: tuple[str, ...], items: Table) -> Table:
+        """The table of the space that the tasks share; `items` where that is the items' or nothing was asked."""
+        space = self._space(tasks[0]) if tasks else "item"
+        return items if space == "item" else self.tables[_key(space)]  # type: ignore[return-value]
+
+    def _space(self, task: str) -> str:
+        return self.build.schema.task(task).space
+
+
+def _key(space: str) -> str:
+    """A module's name holds no dot."""
+    return space.replace(".", "/")

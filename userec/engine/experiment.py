@@ -1,0 +1,143 @@
+"""An experiment: every value of a run, defaults included. It is written to `experiment.toml` and can be run again from it."""
+
+from __future__ import annotations
+
+import tomllib
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, Literal
+
+import tomli_w
+from pydantic import Field as Setting
+
+from userec.config import Config, Ref, parse
+from userec.dataset.loader import BatchConfig
+from userec.dataset.split import SplitConfig
+from userec.errors import UserError, unknown
+
+
+class TrainConfig(Config):
+    """How an encoder that trains by gradient is trained. Counting encoders ignore it: they take one pass."""
+
+    optimizer: Literal["adam", "adamw", "sgd", "adagrad"] = "adam"
+    lr: float = Setting(1e-3, gt=0)
+    betas: tuple[float, float] = (0.9, 0.999)
+    weight_decay: float = Setting(0.0, ge=0)
+    schedule: Literal["constant", "linear", "cosine"] = "constant"
+    """What follows the warm-up: constant, or down to zero at the last step."""
+    warmup: int = Setting(0, ge=0)
+    """Steps of linear warm-up."""
+    clip_norm: float | None = Setting(None, gt=0)
+    accumulate: int = Setting(1, ge=1)
+    """Batches a step."""
+    epochs: int = Setting(20, ge=0)
+    steps: int | None = Setting(None, ge=0)
+    """Train so many steps instead of epochs; `validate_every` then counts steps."""
+    validate_every: int = Setting(1, ge=1)
+    validate_users: int | None = Setting(None, ge=1)
+    """Validate on a fixed seeded sample of users; the report's validation rows are on all of them."""
+    monitor: str = "ranking/ndcg@10"
+    """`evaluator/metric` that picks the best weights and stops early, on the first trained task's validation split."""
+    patience: int | None = Setting(None, ge=1)
+    """Validations without a better value before it stops; None = never."""
+    precision: Literal["fp32", "bf16"] = "fp32"
+
+
+class Experiment(Config):
+    """One run: a data set, an encoder, an objective and any number of evaluators, with all their settings."""
+
+    dataset: Ref
+    encoder: Ref
+    objective: Ref | None = None
+    """None = the encoder's recipe; encoders that count have none."""
+    task: str | None = None
+    """The task that an encoder without MANY_TASKS trains on; None = the data set's first."""
+    evaluators: tuple[str, ...] | None = None
+    """None = all that fit."""
+    evaluator: dict[str, dict[str, Any]] = {}
+    """Settings of each evaluator, by its name."""
+    split: SplitConfig = SplitConfig()
+    batch: BatchConfig = BatchConfig()
+    train: TrainConfig = TrainConfig()
+    seed: int = 0
+    device: str = "cpu"
+
+
+Values = dict[str, Any]
+
+
+def merge(under: Mapping[str, Any], over: Mapping[str, Any]) -> Values:
+    """`over` laid on `under`, table by table. A table with another `name` replaces the whole one under it."""
+    merged = dict(under)
+    for key, value in over.items():
+        below = merged.get(key)
+        same = isinstance(value, Mapping) and isinstance(below, Mapping) and value.get("name") in (None, below.get("name"))
+        merged[key] = merge(below, value) if same and isinstance(below, Mapping) else value
+    return merged
+
+
+def read_file(path: Path) -> Values:
+    """The values of a TOML file. Raises UserError."""
+    try:
+        return _with_none(tomllib.loads(path.read_text(encoding="utf-8")))
+    except OSError as error:
+        raise UserError(f"cannot read --config {path}: {error.strerror}") from None
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise UserError(f"--config {path} is not TOML: {error}") from None
+
+
+def read_settings(settings: Sequence[str]) -> Values:
+    """`["encoder.dim=64", "split.name=by_user"]` as nested values; a value is TOML where it parses, else text.
+
+    Raises UserError."""
+    values: Values = {}
+    for setting in settings:
+        path, equals, text = setting.partition("=")
+        parts = [part.strip() for part in path.split(".")]
+        if not equals or not all(parts):
+            raise UserError(f"--set {setting!r} is not KEY=VALUE, as in --set encoder.dim=64")
+        if len(parts) == 1 and parts[0] in ("dataset", "encoder", "objective"):
+            parts.append("name")
+        here = values
+        for part in parts[:-1]:
+            here = here.setdefault(part, {})
+            if not isinstance(here, dict):
+                raise UserError(f"--set {setting!r}: {part!r} was set to a value before")
+        here[parts[-1]] = _value(text.strip())
+    return values
+
+
+def _value(text: str) -> Any:
+    try:
+        return _with_none(tomllib.loads(f"value = {text}")["value"])
+    except tomllib.TOMLDecodeError:
+        return _with_none(text)
+
+
+def resolve(said: Mapping[str, Any], recipe: Mapping[str, Any], task_kind: str) -> Experiment:
+    """What the user said over the encoder's recipe over the defaults. Raises UserError at an unknown or mistyped key."""
+    for section in said:
+        if section not in Experiment.model_fields:
+            raise unknown("section", section, Experiment.model_fields)
+    recipe = dict(recipe)
+    objective = recipe.pop("objective", {}).get(task_kind)
+    if objective is not None:
+        recipe["objective"] = objective
+    return parse(Experiment, merge(recipe, said), "")
+
+
+def to_toml(experiment: Experiment) -> str:
+    """Every value as TOML. TOML has no word for nothing: None is written, and read, as "none"."""
+    return tomli_w.dumps(_without_none(experiment.model_dump(mode="json")))
+
+
+def _without_none(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {key: _without_none(entry) for key, entry in value.items()}
+    return "none" if value is None else value
+
+
+def _with_none(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {key: _with_none(entry) for key, entry in value.items()}
+    return None if value == "none" else value

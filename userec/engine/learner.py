@@ -1,0 +1,86 @@
+"""How an encoder learns: by gradient, or by one counting pass. That is the trainer's only branch."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Iterable
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from userec.batch import Batch
+from userec.encoder.contract import Encoder
+from userec.engine.experiment import TrainConfig
+from userec.errors import DivergedError
+from userec.objective.contract import Objective
+
+OPTIMIZERS = {"adam": torch.optim.Adam, "adamw": torch.optim.AdamW, "sgd": torch.optim.SGD, "adagrad": torch.optim.Adagrad}
+
+
+def make_optimizer(parameters: Iterable[Tensor], config: TrainConfig) -> torch.optim.Optimizer:
+    """The optimizer over what requires a gradient."""
+    settings: dict[str, Any] = {"lr": config.lr, "weight_decay": config.weight_decay, "fused": True}
+    if config.optimizer in ("adam", "adamw"):
+        settings["betas"] = config.betas
+    return OPTIMIZERS[config.optimizer]([p for p in parameters if p.requires_grad], **settings)
+
+
+def lr_factor(config: TrainConfig, step: int, total: int) -> float:
+    """What the learning rate is multiplied with at `step` of `total`: linear warm-up, then the schedule."""
+    if step < config.warmup:
+        return (step + 1) / config.warmup
+    if config.schedule == "constant":
+        return 1.0
+    left = 1 - min(1.0, (step - config.warmup) / max(1, total - config.warmup))
+    return left if config.schedule == "linear" else 0.5 * (1 - math.cos(math.pi * left))
+
+
+class GradientLearner:
+    """One optimizer step from `accumulate` batches. All chance is seeded from (seed, step), so a step can be redone alone."""
+
+    def __init__(self, encoder: Encoder, objective: Objective, config: TrainConfig, seed: int, device: torch.device) -> None:
+        self.encoder, self.objective, self.config, self.seed, self.device = encoder, objective, config, seed, device
+        self.parameters = [*encoder.parameters(), *objective.parameters()]
+        self.optimizer = make_optimizer(self.parameters, config)
+
+    def step(self, batches: list[Batch], step: int, epoch: float, total: int) -> tuple[dict[str, float], int]:
+        """Train on the batches as one; (loss and its parts, targets). Raises DivergedError where the loss is no number."""
+        for group in self.optimizer.param_groups:
+            group["lr"] = self.config.lr * lr_factor(self.config, step, total)
+        self.optimizer.zero_grad(set_to_none=True)
+        values: dict[str, float] = {}
+        targets = 0
+        for i, batch in enumerate(batches):
+            rng = torch.Generator().manual_seed(_mix(self.seed, step, i))
+            torch.manual_seed(_mix(self.seed, step, i) + 1)
+            prepared = self.objective.prepare(batch, rng)
+            prepared = dataclasses.replace(prepared, history=dataclasses.replace(prepared.history, epoch=epoch)).to(self.device)
+            with torch.autocast(self.device.type, torch.bfloat16, enabled=self.config.precision == "bf16"):
+                result = self.objective.loss(self.encoder, prepared)
+            if not torch.isfinite(result.loss):
+                raise DivergedError(
+                    f"the loss is {float(result.loss)} at step {step}: lower train.lr ({self.config.lr:g}) or set train.clip_norm"
+                )
+            (result.loss / len(batches)).backward()
+            targets += result.targets
+            for name, value in {"loss": result.loss, **result.parts}.items():
+                values[name] = values.get(name, 0.0) + float(value.detach()) / len(batches)
+        if self.config.clip_norm is not None:
+            values["grad_norm"] = float(torch.nn.utils.clip_grad_norm_(self.parameters, self.config.clip_norm))
+        self.optimizer.step()
+        return values, targets
+
+
+def count(encoder: Encoder, batches: Iterable[Batch], device: torch.device) -> int:
+    """One counting pass; the number of events seen."""
+    events = 0
+    for batch in batches:
+        encoder.partial_fit(batch.to(device))
+        events += int(batch.history.mask.sum())
+    return events
+
+
+def _mix(seed: int, step: int, part: int) -> int:
+    return (seed * 1_000_003 + step) * 64 + 2 * part

@@ -1,0 +1,181 @@
+"""One run: load, compose, train, evaluate beside the baselines, report."""
+
+from __future__ import annotations
+
+import platform
+import time
+from collections.abc import Mapping
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from userec.config import Ref
+from userec.dataset import cache
+from userec.dataset.contract import Dataset
+from userec.dataset.events import Coded
+from userec.dataset.split import Division, divide, target_hash
+from userec.engine.compose import Builder
+from userec.engine.device import choose_matmul, device_of, peak_rss_mb
+from userec.engine.experiment import Experiment, read_file, resolve, to_toml
+from userec.engine.session import Host, Model, Run, Session, counts_of, task_of
+from userec.errors import UserError, unknown
+from userec.evaluator.contract import Evaluator
+from userec.kernel.dispatch import Kernels
+from userec.report import SCHEMA, write_json, write_per_user
+
+VERSIONS = ("userec", "torch", "numpy", "pandas", "scipy", "pyarrow")
+
+
+def prepare_folder(out: Path, experiment: Experiment, resume: bool) -> None:
+    """Make the run's folder and write `experiment.toml`. Raises UserError where it holds something else or cannot be written."""
+    settings = out / "experiment.toml"
+    if resume:
+        if not settings.is_file():
+            raise UserError(f"--resume: {out} holds no run (no experiment.toml); leave --resume out to start one there")
+        if (differing := _differences(read_file(settings), experiment)) != []:
+            raise UserError(f"--resume: {settings} was made with other settings ({', '.join(differing)}); use another --out")
+        return
+    try:
+        if out.exists() and (not out.is_dir() or any(out.iterdir())):
+            raise UserError(f"--out {out} is not empty; choose another folder, or --resume to go on with the run in it")
+        out.mkdir(parents=True, exist_ok=True)
+        settings.write_text(to_toml(experiment), encoding="utf-8")
+    except OSError as error:
+        raise UserError(f"cannot write to --out {out}: {error.strerror}") from None
+
+
+def _differences(values: Mapping[str, Any], experiment: Experiment) -> list[str]:
+    before = resolve(values, {}, "item").model_dump(mode="json")
+    now = experiment.model_dump(mode="json")
+    return [key for key in now if before[key] != now[key]]
+
+
+def run(
+    host: Host, said: Mapping[str, Any], dataset: Dataset, name: str, cache_folder: Path | None, out: Path, resume: bool
+) -> dict[str, Any]:
+    """Run the experiment that `said` describes on `dataset`, known as `name`; the report, as written to `out`.
+
+    Raises UserError for anything the user can mend."""
+    began = time.perf_counter()
+    model_name = said["encoder"]["name"]
+    recipe = _encoder_class(host, model_name).recipe
+    resolve(said, recipe, "item")  # a misspelt setting is told before any data is read
+    device = device_of(said.get("device", "cpu"))
+    coded = cache.load(dataset, cache_folder)
+    for note in coded.notes:
+        host.tell(note)
+    experiment = resolve(said, recipe, task_of(coded, said.get("task")).kind)
+    division = divide(coded, experiment.split)
+    host.tell(f"split {division.name}: {division.note}")
+    matmul = choose_matmul()
+    kernels = Kernels(kernel for provided in host.plugins["kernels"].values() for kernel in provided)
+    about = Run(model_name, name, experiment, out)
+    session = Session(host, about, coded, division, Builder.of(host.plugins, coded, kernels, division.train), device)
+    model = session.compose(experiment)
+    evaluators, skipped = choose_evaluators(session, model)
+    prepare_folder(out, experiment, resume)
+    _write_vocabulary(out / "checkpoint", coded, model)
+    load_s = time.perf_counter() - began
+    if host.hook is not None:
+        host.hook.userec_run_started(run=about)
+    session.train(model, out / "checkpoint", resume)
+    _tell_best(host, model)
+    rows = session.evaluate(model, evaluators)
+    baselines = session.baselines(experiment, evaluators)
+    progress = model.progress
+    report = {
+        "schema": SCHEMA,
+        "experiment": experiment.model_dump(mode="json"),
+        "dataset": {"name": name, **counts_of(coded), "target_hash": target_hash(coded, division), "split": _split(division)},
+        "environment": {
+            "python": platform.python_version(),
+            "machine": f"{platform.machine()}, {torch.get_num_threads()} threads, {device}",
+            "versions": {package: version(package) for package in VERSIONS},
+            "plugins": dict(host.about),
+            "kernels": kernels.chosen(),
+            "matmul": {"precision": matmul[0], "why": matmul[1]},
+        },
+        "metrics": [row.as_json(with_encoder=False) for row in rows],
+        "baselines": [row.as_json(with_encoder=True) for row in baselines],
+        "timing": {
+            "load_s": load_s,
+            "train_s": progress.seconds,
+            "evaluate_s": model.evaluate_s,
+            "epochs": progress.epoch,
+            "targets_per_s": progress.targets / progress.seconds if progress.seconds else 0.0,
+        },
+        "best": {"step": progress.best_step, "monitor": experiment.train.monitor, "value": progress.best},
+        "notes": list(coded.notes),
+        "peak_rss_mb": peak_rss_mb(),
+        "skipped": skipped,
+    }
+    write_per_user(out / "per_user.parquet", [*rows, *baselines], coded.vocabulary["user"].values)
+    write_json(out / "report.json", report)
+    if host.hook is not None:
+        host.hook.userec_run_finished(run=about, report=report)
+    return report
+
+
+def _encoder_class(host: Host, name: str) -> Any:
+    found = host.plugins["encoders"].get(name)
+    if found is None:
+        raise unknown("model", name, host.plugins["encoders"])
+    return found
+
+
+def choose_evaluators(session: Session, model: Model) -> tuple[list[Evaluator], list[dict[str, str]]]:
+    """All that fit, and for what does not, the reason. One that the user named must fit, else UserError."""
+    named = model.experiment.evaluators
+    known = session.build.plugins["evaluators"]
+    for name in (*(named or ()), *model.experiment.evaluator):
+        if name not in known:
+            raise unknown("evaluator", name, known)
+    chosen: list[Evaluator] = []
+    skipped: list[dict[str, str]] = []
+    for name in named if named is not None else sorted(known):
+        evaluator = model.build.evaluator(Ref(name=name, **model.experiment.evaluator.get(name, {})))
+        reasons = session.refusals(model, evaluator)
+        if not reasons:
+            chosen.append(evaluator)
+            skipped += [{"evaluator": name, "reason": reason} for reason in _untrained(session, model, evaluator)]
+        elif named is not None:
+            raise UserError(
+                "\n".join([f"evaluator {name!r} does not fit {model.name!r}:", *(f"  {reason}" for reason in reasons)])
+            )
+        else:
+            skipped.append({"evaluator": name, "reason": "; ".join(reasons)})
+    judged = {kind for evaluator in chosen for kind in evaluator.judges}
+    left = [
+        task.name for task in session.coded.schema.all_tasks if task.kind not in judged and task.name not in model.view.trained
+    ]
+    if left:
+        skipped.append({"evaluator": "*", "reason": f"no evaluator that runs here judges the label tasks {', '.join(left)}"})
+    return chosen, skipped
+
+
+def _untrained(session: Session, model: Model, evaluator: Evaluator) -> list[str]:
+    if "item" not in evaluator.judges:
+        return []
+    others = [task.name for task in session.coded.schema.all_tasks if task.kind == "item" and task.name not in model.view.trained]
+    trained = ", ".join(model.view.trained)
+    return [f"task {task!r}: {model.name!r} is trained on {trained} and does not offer MANY_TASKS" for task in others]
+
+
+def _split(division: Division) -> dict[str, Any]:
+    return {"name": division.name, "target": division.config.target, "leaky": division.leaky, "note": division.note}
+
+
+def _write_vocabulary(folder: Path, coded: Coded, model: Model) -> None:
+    """External ids of every space that the encoder may meet: they travel with the checkpoint."""
+    folder.mkdir(parents=True, exist_ok=True)
+    spaces = [space for space in coded.vocabulary if space != "user" or "user" in model.encoder.reads]
+    write_json(folder / "vocabulary.json", {space: coded.vocabulary[space].values.tolist() for space in spaces})
+
+
+def _tell_best(host: Host, model: Model) -> None:
+    progress = model.progress
+    if progress.best is not None:
+        where = f"step {progress.best_step} of {progress.step}"
+        host.tell(f"best weights: {where}, validation {model.experiment.train.monitor} {progress.best:.4f}")

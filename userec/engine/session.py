@@ -1,0 +1,282 @@
+"""A session holds the data, the builder and the machine; every model of a run, baselines too, is made and judged by it."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from userec.batch import Batch
+from userec.capability import Can
+from userec.config import Ref
+from userec.dataset.data import SplitData
+from userec.dataset.events import Coded
+from userec.dataset.loader import TrainLoader
+from userec.dataset.split import Division
+from userec.encoder.contract import Encoder
+from userec.engine import checkpoint
+from userec.engine.compose import Builder, Describe, Plugins, by_name, check, misfits, trainable
+from userec.engine.experiment import Experiment, resolve
+from userec.engine.learner import GradientLearner, count
+from userec.engine.trainer import Progress, Trainer
+from userec.errors import UserError, unknown
+from userec.evaluator.contract import Evaluator, Metric, Split
+from userec.report import Row
+from userec.schema import FIRST, Task
+
+SPLITS: tuple[Split, ...] = ("valid", "test")
+
+
+@dataclass(frozen=True)
+class Host:
+    """What the engine is handed by whoever starts it; the engine itself imports no plugin."""
+
+    plugins: Plugins
+    hook: Any = None
+    """Pluggy's relay to the observers."""
+    describe: Describe = by_name
+    tell: Callable[[str], None] = print
+    """Called with each line that the user should read."""
+    about: Mapping[str, Any] = field(default_factory=dict)
+    """Distributions and their versions, for the report."""
+
+
+@dataclass
+class Run:
+    """A run as observers see it."""
+
+    model: str
+    dataset: str
+    experiment: Experiment
+    out: Path | None
+    total_steps: int = 0
+    kept: dict[str, Any] = field(default_factory=dict)
+    """Room for observers: what one opens at the start it finds here at the end, under its own name."""
+
+
+class View:
+    """A data set as an evaluator sees it: on the encoder's device, and a fixed sample of its users where that is asked for."""
+
+    def __init__(self, data: SplitData, device: torch.device, users: int | None = None) -> None:
+        self.data, self.device, self.users = data, device, users
+        self.schema, self.trained, self.seed = data.schema, data.trained, data.seed
+        self.popularity = data.popularity.to(device)
+
+    def batches(self, split: Split, task: str, users: int | None = None) -> Iterator[Batch]:
+        """See `Data`."""
+        for batch in self.data.batches(split, task, users or self.users):
+            yield batch.to(self.device)
+
+    def seen(self, batch: Batch) -> tuple[Tensor, Tensor]:
+        """See `Data`."""
+        rows, ids = self.data.seen(batch)
+        return rows.to(self.device), ids.to(self.device)
+
+    def questions(self, split: Split, task: str) -> int:
+        """See `Data`."""
+        total = self.data.questions(split, task)
+        return total if self.users is None else min(total, self.users)
+
+
+@dataclass
+class Model:
+    """A composed encoder, and the data as it reads it."""
+
+    name: str
+    encoder: Encoder
+    experiment: Experiment
+    stages: list[tuple[tuple[str, ...], str]]
+    """(task group, phase), in training order."""
+    view: View
+    build: Builder
+    progress: Progress = field(default_factory=Progress)
+    evaluate_s: float = 0.0
+
+
+class Session:
+    """Made once a run, from the coded data and how it is divided."""
+
+    def __init__(self, host: Host, run: Run, coded: Coded, division: Division, build: Builder, device: torch.device) -> None:
+        self.host, self.run, self.coded, self.division, self.build, self.device = host, run, coded, division, build, device
+
+    def compose(self, experiment: Experiment) -> Model:
+        """Build the encoder, and refuse, with every reason, what cannot be trained together."""
+        torch.manual_seed(experiment.seed)
+        encoder = self.build.encoder(experiment.encoder).to(self.device)
+        build = self.build.with_dim(encoder.dim)
+        if trainable(encoder) and experiment.objective is None:
+            known = ", ".join(sorted(build.plugins["objectives"]))
+            raise UserError(f"encoder {encoder.name!r} names no objective for this task: choose one with --objective ({known})")
+        objective = build.objective(experiment.objective) if trainable(encoder) and experiment.objective else None
+        stages = [(group, phase) for group in self._groups(encoder, experiment) for phase in encoder.phases]
+        if objective is not None:
+            objective.begin_task(encoder, *stages[0])  # what it hides may depend on the task
+        check(encoder, objective, self.coded.schema, build, self.host.describe)
+        trained = tuple(dict.fromkeys(task for group, _ in stages for task in group))
+        data = SplitData(
+            self.coded,
+            self.division,
+            trained=trained,
+            window=encoder.window,
+            fields=encoder.reads,
+            seed=experiment.seed,
+            config=experiment.batch,
+        )
+        return Model(encoder.name, encoder, experiment, stages, View(data, self.device), build)
+
+    def _groups(self, encoder: Encoder, experiment: Experiment) -> list[tuple[str, ...]]:
+        schema = self.coded.schema
+        if Can.MANY_TASKS in encoder.offers and experiment.task is None:
+            return [tuple(task.name for task in group) for group in schema.tasks]
+        return [(task_of(self.coded, experiment.task).name,)]
+
+    def train(self, model: Model, folder: Path | None = None, resume: bool = False) -> None:
+        """Train through all stages; checkpoints go to `folder`, best weights are restored."""
+        for i, (tasks, phase) in enumerate(model.stages):
+            place = folder if folder is None or len(model.stages) == 1 else folder / f"{i}-{'-'.join(tasks)}-{phase}"
+            model.encoder.begin_task(tasks, phase)
+            if trainable(model.encoder):
+                self._train_by_gradient(model, tasks, phase, place, resume)
+            else:
+                self._count(model, tasks, place)
+            model.encoder.end_task(tasks, phase)
+        model.encoder.eval()
+
+    def _loader(self, model: Model, tasks: tuple[str, ...], window: int | None, ahead: int, reads: frozenset[str]) -> TrainLoader:
+        any_position = Can.ANY_POSITION in model.encoder.offers or not trainable(model.encoder)
+        return TrainLoader(
+            self.coded,
+            self.division,
+            config=model.experiment.batch,
+            task=tasks[0],
+            window=window,
+            ahead=ahead,
+            any_position=any_position,
+            fields=reads,
+            seed=model.experiment.seed,
+        )
+
+    def _train_by_gradient(self, model: Model, tasks: tuple[str, ...], phase: str, folder: Path | None, resume: bool) -> None:
+        encoder, experiment = model.encoder, model.experiment
+        assert experiment.objective is not None
+        objective = model.build.objective(experiment.objective).to(self.device)
+        objective.begin_task(encoder, tasks, phase)
+        encoder.to(self.device)
+        loader = self._loader(model, tasks, encoder.window, objective.ahead, encoder.reads | objective.reads)
+        if loader.steps(0) == 0:
+            raise UserError(
+                f"no training rows for task {tasks[0]!r}: split {self.division.name!r} left none; choose another --split"
+            )
+        learner = GradientLearner(encoder, objective, experiment.train, experiment.seed, self.device)
+        about = {
+            "model": model.name,
+            "distribution": self.host.describe("encoders", model.name),
+            "tasks": list(tasks),
+            "phase": phase,
+        }
+        validate = self._validation(model, tasks)
+        trainer = Trainer(learner, loader, experiment.train, validate, self._notify, folder, about)
+        self.run.total_steps = trainer.total
+        model.progress = trainer.fit(resume)
+        objective.end_task(encoder, tasks, phase)
+
+    def _count(self, model: Model, tasks: tuple[str, ...], folder: Path | None) -> None:
+        loader = self._loader(model, tasks, None, 0, model.encoder.reads)
+        began = time.perf_counter()
+        targets = count(model.encoder, loader.batches(0), self.device)
+        model.progress = Progress(epoch=1, targets=targets, seconds=time.perf_counter() - began, done=True)
+        if folder is not None:
+            tensors = {f"encoder.{key}": value for key, value in model.encoder.state_dict().items()}
+            checkpoint.save(folder, "best", tensors, {"model": model.name, "tasks": list(tasks), "step": 0})
+
+    def _notify(self, step: int, total: int, values: dict[str, float]) -> None:
+        if self.host.hook is not None:
+            self.host.hook.userec_progress(run=self.run, step=step, values=values)
+
+    def _validation(self, model: Model, tasks: tuple[str, ...]) -> Callable[[], Metric | None]:
+        """The monitored metric of the first task on the validation split; None where nobody can say it."""
+        monitor = model.experiment.train.monitor
+        name, _, metric_name = monitor.partition("/")
+        evaluator = model.build.evaluator(Ref(name=name, **model.experiment.evaluator.get(name, {})))
+        view = View(model.view.data, self.device, model.experiment.train.validate_users)
+        reasons = self.refusals(model, evaluator)
+        if not view.questions("valid", tasks[0]):
+            reasons = [*reasons, f"split {self.division.name!r} holds no validation question of task {tasks[0]!r}"]
+        if reasons:
+            self.host.tell(f"no validation by {monitor}: {reasons[0]}; training runs to its end and the last weights are kept")
+            return lambda: None
+
+        def validate() -> Metric | None:
+            began = time.perf_counter()
+            model.encoder.eval()
+            with torch.no_grad():
+                metrics = {
+                    m.metric: m for m in evaluator.evaluate(model.encoder, view, "valid") if m.task == tasks[0] and not m.slice
+                }
+            model.evaluate_s += time.perf_counter() - began
+            if metric_name not in metrics:
+                raise unknown("metric", metric_name, metrics, f"train.monitor = {monitor!r}")
+            return metrics[metric_name]
+
+        return validate
+
+    def refusals(self, model: Model, evaluator: Evaluator) -> list[str]:
+        """Why the evaluator does not fit the model on this data; nothing where it does."""
+        return [*misfits(model.encoder, evaluator, self.coded.schema), *evaluator.refuses(model.encoder, model.view)]
+
+    def evaluate(self, model: Model, evaluators: Iterable[Evaluator]) -> list[Row]:
+        """Every metric of every evaluator on both splits, stamped."""
+        rows = []
+        began = time.perf_counter()
+        model.encoder.eval()
+        with torch.no_grad():
+            for evaluator in evaluators:
+                for split in SPLITS:
+                    found = evaluator.evaluate(model.encoder, model.view, split)
+                    rows += [Row(model.name, evaluator.name, split, metric) for metric in found]
+        model.evaluate_s += time.perf_counter() - began
+        return rows
+
+    def baselines(self, experiment: Experiment, evaluators: Iterable[Evaluator]) -> list[Row]:
+        """The evaluators' own baselines, fitted on the same events and judged the same way."""
+        rows: list[Row] = []
+        made: dict[str, Model] = {}
+        for evaluator in evaluators:
+            for ref in evaluator.baselines:
+                key = ref.model_dump_json()
+                if key not in made:
+                    made[key] = self.compose(baseline_of(experiment, ref, self.build.plugins))
+                    self.train(made[key])
+                if not self.refusals(made[key], evaluator):
+                    rows += self.evaluate(made[key], [evaluator])
+        return rows
+
+
+def baseline_of(experiment: Experiment, ref: Ref, plugins: Plugins) -> Experiment:
+    """The same run with another encoder: its own recipe, the same data, split, task, evaluators and seed."""
+    said = experiment.model_dump(exclude={"encoder", "objective", "train", "batch"})
+    found = plugins["encoders"].get(ref.name)
+    if found is None:
+        raise unknown("model", ref.name, plugins["encoders"])
+    return resolve({**said, "encoder": ref.model_dump()}, found.recipe, "item")
+
+
+def task_of(coded: Coded, name: str | None) -> Task:
+    """The task of that name, or the first one. Raises UserError."""
+    tasks = {task.name: task for task in coded.schema.all_tasks}
+    if name is None:
+        return coded.schema.all_tasks[0]
+    if name not in tasks:
+        raise unknown("task", name, tasks)
+    return tasks[name]
+
+
+def counts_of(coded: Coded) -> dict[str, int]:
+    """Users with events, items and events."""
+    users = int((coded.events.lengths > 0).sum())
+    return {"users": users, "items": coded.schema.spaces["item"] - FIRST, "events": int(coded.events.offsets[-1])}
