@@ -19,6 +19,7 @@ from userec.config import parse
 from userec.encoder.contract import Encoder, NoConfig
 from userec.errors import DivergedError, UserError
 from userec.evaluator.contract import Metric
+from userec.evaluator.metrics import information
 from userec.evaluator.scorer import draw
 from userec.schema import NEXT, Schema, Task
 
@@ -235,6 +236,17 @@ def test_a_repeated_target_is_ranked_though_seen() -> None:
     encoder = Dot(spread=1000)
     found = judge(encoder, data, ks=(40,))
     assert found["recall@40"].value == 1.0
+
+
+def test_a_repeated_target_may_be_recommended() -> None:
+    data, encoder = Fake(), Dot()
+    data.items[:], data.targets[:] = 9, [9, 0, 0]
+    assert encoder.bias is not None
+    with torch.no_grad():
+        encoder.bias[9] = 1000.0
+    bits = information(data.popularity[2:].numpy())
+    assert bits[7] not in np.delete(bits, 7)
+    assert judge(encoder, data, beyond=(1,))["novelty@1"].value == pytest.approx(bits[7], abs=1e-12)
 
 
 def test_an_unknown_target_is_missed_and_counted() -> None:

@@ -149,20 +149,20 @@ class Ranking(Evaluator):
 
     def _affordable(self, scorer: Scorer, data: Data, split: Split) -> tuple[int | None, int]:
         """(users to rank, users in all): None = all, where the first two chunks promise an end within `minutes`."""
-        first, work, known = None, 0, set()
+        probe, work, known = None, 0, set()
         for batch in data.batches(split, scorer.task):  # no forward pass: only how much there is to do
-            first = first or batch
+            probe = batch if probe is None or _work(batch) > _work(probe) else probe  # the heaviest: short ones are all overhead
             work += _work(batch)
             known.update(_users(batch).tolist())
-        if first is None:
+        if probe is None:
             return None, 0
         started = time.perf_counter()
-        scorer.read(first)
+        scorer.read(probe)
         encoded, columns = time.perf_counter(), 0
         for _, (_, scores) in zip(range(2), scorer.chunks(), strict=False):
             columns += scores.shape[1]
-        one = encoded - started + (time.perf_counter() - encoded) * (scorer.size - FIRST) / columns  # seconds of the first batch
-        share = self.config.minutes * 60 / (one * work / _work(first))
+        one = encoded - started + (time.perf_counter() - encoded) * (scorer.size - FIRST) / columns  # seconds of the probe
+        share = self.config.minutes * 60 / (one * work / _work(probe))
         kept = max(round_down(int(len(known) * min(share, 1.0))), FEWEST)
         return (None if share >= 1 or kept >= len(known) else kept), len(known)
 
