@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -215,9 +216,22 @@ def test_published_label_split_is_honoured() -> None:
     assert len(division.train_labels["age"].user) == 10
 
 
-def test_by_user_holds_the_same_users_out_of_the_labels() -> None:
-    division = divide(labelled(), SplitConfig(name="by_user", valid=0.2, test=0.3))
-    assert {u for u, _, _ in asked(division, "test", "age")} == {u for u, _, _ in asked(division, "test")}
+@pytest.mark.parametrize("seed", range(4))
+def test_by_user_holds_the_same_users_out_of_the_labels(seed: int) -> None:
+    coded = labelled()
+    few = replace(coded, labels={"age": coded.labels["age"].take(coded.labels["age"].user >= 4)})  # not all users are labelled
+    division = divide(few, SplitConfig(name="by_user", valid=0.2, test=0.5, seed=seed))
+    held = {split: {user for user, _, _ in asked(division, split) if user >= 4} for split in ("valid", "test")}
+    assert held["test"]
+    assert {split: {user for user, _, _ in asked(division, split, "age")} for split in held} == held
+    assert set(division.train_labels["age"].user.tolist()) == set(range(4, 10)) - held["valid"] - held["test"]
+
+
+@pytest.mark.parametrize(("target", "ids"), [("first", [3]), ("all", [3, 4]), ("last", [4])])
+def test_by_user_keeps_the_first_event_as_history(target: str, ids: list[int]) -> None:
+    config = parse(SplitConfig, {"name": "by_user", "target": target, "test": 0.5}, "split")
+    found = asked(divide(store([[2, 3, 4]] * 4), config), "test")
+    assert [entry[2] for entry in found] == [ids, ids]
 
 
 def test_target_hash_knows_targets_and_nothing_else() -> None:
@@ -227,6 +241,8 @@ def test_target_hash_knows_targets_and_nothing_else() -> None:
     swapped.vocabulary["user"].values[:] = [101, 100]  # the same users, coded in another order
     value = target_hash(coded, divide(coded, config))
     assert value == target_hash(swapped, divide(swapped, config)) == "6e46206ca02ede80"
+    sets = [store([[2, 3, *order]], split=[0, 0, 2, 2]) for order in ([4, 5], [5, 4])]
+    assert len({target_hash(each, divide(each, SplitConfig(target="all", valid=0))) for each in sets}) == 1
     other = store([[2, 3, 4], [5, 7, 6]])
     assert target_hash(other, divide(other, config)) != value
 

@@ -78,6 +78,8 @@ def test_sequences_a_line(tmp_path: Path) -> None:
     named = table(written(tmp_path / "named.txt", "u 1 2\nv b\n"), layout="user_lines").events()
     assert named["user"].tolist() == ["u", "u", "v"]
     assert named["item"].tolist() == ["1", "2", "b"]
+    long = table(written(tmp_path / "long.txt", "99999999999999999999 1_0\n")).events()
+    assert long["item"].tolist() == ["99999999999999999999", "1_0"]
 
 
 def test_prefixes_and_targets_are_new_users(tmp_path: Path) -> None:

@@ -86,6 +86,7 @@ class SpacesInOneGroup(TinyDataset):
 
 
 class OneEach(TinyDataset):
+    tasks = ((NEXT,),)
     events_each = 1
 
 
@@ -160,7 +161,7 @@ FAULTS = [
     ("datasets", RandomTimes, "repeatable_tables", "events\\(\\) differs when read twice"),
     ("datasets", ChangingItems, "coding", "ids do not round-trip"),
     ("datasets", SpacesInOneGroup, "declared", "name spaces item, profile.age"),
-    ("datasets", OneEach, "split", "asks no test question"),
+    ("datasets", OneEach, "split", "asks nothing of the test part"),
     ("evaluators", Shouts, "told_whole", "'Rank' of task 'next': the name is not lower case"),
     ("evaluators", OutsideItsInterval, "told_whole", "lies outside its interval"),
     ("evaluators", RandomNumbers, "repeatable_metrics", "non-determinism"),
@@ -169,10 +170,11 @@ FAULTS = [
     ("kernels", [GOOD[1]], "op", "no reference"),
     (
         "kernels",
-        [REFERENCE, replace(GOOD[1], supports=lambda r: next(COUNTER) % 2 or No("odd"))],
+        [REFERENCE, replace(GOOD[1], supports=lambda r: No(str(next(COUNTER))))],
         "supports",
-        "neither Yes nor No",
+        "it is not pure",
     ),
+    ("kernels", [REFERENCE, replace(GOOD[1], supports=lambda r: True)], "supports", "neither Yes nor No"),
     ("kernels", [REFERENCE, replace(GOOD[1], supports=lambda r: No(""))], "supports", "without a reason"),
     (
         "kernels",

@@ -38,7 +38,7 @@ class NextItemConfig(Config):
     alpha: float = Setting(1.0, ge=0)
     """`popularity` draws in proportion to count ** alpha."""
     shared: bool = False
-    """One draw of negatives for the whole batch."""
+    """One draw of negatives for the whole batch; `in_batch` always is."""
     price: Literal["softmax", "bce", "gbce", "bpr", "bpr_max"] = "softmax"
     t: float = Setting(0.75, ge=0, le=1)
     """gBCE's calibration: 0 = plain BCE, 1 = fully calibrated."""
@@ -57,7 +57,7 @@ class NextItem(Objective):
     Config = NextItemConfig
     ahead = 1
     variants: ClassVar[tuple[Mapping[str, Any], ...]] = ({"negatives": 100}, {"negatives": 100, "positions": "last"})
-    log_p: Tensor  # [n] log-probability of each id to be drawn; one zero where draws are uniform
+    log_p: Tensor  # [n] log-probability of each id to be drawn; unused where draws are uniform
 
     def __init__(self, config: NextItemConfig, build: Build) -> None:
         super().__init__(config, build)
@@ -68,6 +68,7 @@ class NextItem(Objective):
         self.needs |= Can.NOTHING if config.positions == "last" else Can.CAUSAL
         self.needs |= Can.SCORE_CATALOG if config.negatives is None else Can.NOTHING
         self.build = build
+        self.shared = config.shared or config.sampler == "in_batch"
         self.fused = build.op("linear_cross_entropy")
         self.register_buffer("log_p", torch.zeros(1), persistent=False)
         self._draw_from(build.schema.all_tasks[0].space)
@@ -84,7 +85,7 @@ class NextItem(Objective):
             return batch
         assert batch.targets is not None
         asked, answer = catalogue.where_asked(batch.targets)
-        ids = (self._shared if self.config.shared else self._own)(asked, answer, self.config.negatives, rng)
+        ids = (self._shared if self.shared else self._own)(asked, answer, self.config.negatives, rng)
         query = dataclasses.replace(batch.targets.query, ids=ids)
         return dataclasses.replace(batch, targets=dataclasses.replace(batch.targets, query=query))
 
@@ -99,11 +100,10 @@ class NextItem(Objective):
             price = partial(self._whole, answer=answer)
             own = catalogue.mean_cross_entropy(encoder, encoded, targets, self.fused, self.config.temperature)
         else:
-            shared = self.config.shared
-            over = catalogue.over_shared if shared else partial(catalogue.over_candidates, size=self.size)
+            over = catalogue.over_shared if self.shared else partial(catalogue.over_candidates, size=self.size)
             price = partial(self._drawn, log_q=self._log_q(targets))
             own = price(over(encoder, encoded, targets)).sum() / max(len(answer), 1)
-        extra = catalogue.auxiliary(encoder, encoded, None if self.config.shared else targets.query, asked, price)
+        extra = catalogue.auxiliary(encoder, encoded, None if self.shared else targets.query, asked, price)
         parts = {name: value.detach() for name, value in ({"own": own} | extra).items()} if extra else {}
         return Step(sum(extra.values(), own), parts, targets=len(answer))
 
@@ -129,20 +129,19 @@ class NextItem(Objective):
     def _draw_from(self, space: str) -> None:
         """Set the sampler over a space, and `log_p`. Raises UserError where its ids were never counted."""
         self.size = self.build.schema.spaces[space]
-        self.sampler: Uniform | Popularity | InBatch = Uniform(self.size)
-        if self.config.sampler == "in_batch":
-            self.sampler = InBatch()
-        if self.config.negatives is None or self.config.sampler != "popularity":
+        if self.config.negatives is None:
+            return
+        if self.config.sampler == "uniform":
+            self.sampler: Uniform | Popularity | InBatch = Uniform(self.size)
             return
         if self.build.train is None or space != "item":
-            raise UserError(
-                f"objective 'next_item': sampler 'popularity' needs the training events of {space!r}; set objective.sampler"
-            )
-        counts = np.bincount(self.build.train.fields["item"], minlength=self.size).astype(np.float64)
-        counts[:FIRST] = 0
-        self.sampler = Popularity(torch.as_tensor(counts), self.config.alpha)
-        drawn = np.where(counts > 0, counts, 1) ** self.config.alpha
-        self.log_p = torch.as_tensor(np.log(drawn / drawn[counts > 0].sum()), dtype=torch.float32).to(self.log_p.device)
+            wanted = f"sampler {self.config.sampler!r} needs the training events of {space!r}"
+            raise UserError(f"objective 'next_item': {wanted}; set objective.sampler=uniform")
+        counts = np.bincount(self.build.train.fields["item"], minlength=self.size)
+        popularity = Popularity(torch.as_tensor(counts), self.config.alpha if self.config.sampler == "popularity" else 1.0)
+        log_p = popularity.p.clamp(min=float(popularity.p[popularity.p > 0].min())).log().float()  # finite where never counted
+        self.sampler = popularity if self.config.sampler == "popularity" else InBatch(log_p)
+        self.log_p = log_p.to(self.log_p.device)
 
     def _own(self, asked: Tensor, answer: Tensor, count: int, rng: torch.Generator) -> Tensor:
         """[B, Q, 1 + K]: each question's answer and its own negatives; 0 where none is asked."""
@@ -152,12 +151,11 @@ class NextItem(Objective):
         return ids
 
     def _shared(self, asked: Tensor, answer: Tensor, count: int, rng: torch.Generator) -> Tensor:
-        """[1, 1, K]: from the space, or from the answers of the batch as often as they stand there."""
-        if not len(answer):
-            return answer.new_zeros(1, 1, count)
-        if self.config.sampler == "in_batch":
-            return answer[torch.randint(len(answer), (count,), generator=rng)].reshape(1, 1, count)
-        return self.sampler.draw(answer.new_zeros(1), count, rng)[0].unsqueeze(0)
+        """[1, 1, K]: from the space, or other rows' answers (fewer where the batch has fewer)."""
+        if isinstance(self.sampler, Uniform):
+            return torch.randint(FIRST, self.size, (1, 1, count), generator=rng)
+        positives = answer if self.config.sampler == "in_batch" else answer.new_zeros(1)
+        return self.sampler.draw(positives, count, rng)[0][:1].reshape(1, 1, -1)
 
     def _log_q(self, targets: Targets) -> Tensor:
         """[N, 1 + K]: log-probability of each candidate to be drawn, 0 where the price ignores it; +inf at an accidental hit.
@@ -166,16 +164,12 @@ class NextItem(Objective):
         asked, answer = catalogue.where_asked(targets)
         assert targets.query.ids is not None
         own = answer.unsqueeze(-1)  # [N, 1]
-        ids = torch.cat([own, targets.query.ids[0].expand(len(own), -1)], -1) if self.config.shared else targets.query.ids[asked]
-        if self.config.sampler == "in_batch":
-            log_p = (torch.bincount(answer, minlength=self.size) / max(len(answer), 1)).log()  # [n]
-            row = asked.nonzero()[:, :1] * self.size
-            hits = torch.isin(row + ids, row + own)
-        else:
-            log_p, hits = self.log_p, ids == own
+        ids = torch.cat([own, targets.query.ids[0].expand(len(own), -1)], -1) if self.shared else targets.query.ids[asked]
+        row = asked.nonzero()[:, :1] * self.size
+        hits = torch.isin(row + ids, row + own) if self.config.sampler == "in_batch" else ids == own
         hits = (hits | (ids < FIRST)) & (torch.arange(ids.shape[-1], device=ids.device) > 0)
-        corrects = self.config.log_q and self.config.price == "softmax" and len(log_p) == self.size
-        return (log_p[ids] if corrects else torch.zeros_like(ids, dtype=torch.float32)).masked_fill(hits, torch.inf)
+        corrects = self.config.log_q and self.config.price == "softmax" and self.config.sampler != "uniform"
+        return (self.log_p[ids] if corrects else torch.zeros_like(ids, dtype=torch.float32)).masked_fill(hits, torch.inf)
 
 
 @hookimpl

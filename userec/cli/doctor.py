@@ -111,9 +111,12 @@ def _plugins(registry: Registry) -> Iterator[Finding]:
         what = f"plugin {entry.entry}"
         who = f"{entry.distribution} {entry.version}"
         if entry.status == "broken":
-            out = (
-                f"`userec plugins info {entry.entry}` shows where; `-p no:{entry.entry}` or `pip uninstall {entry.distribution}`"
+            mend = (
+                "`pip install --force-reinstall userec`"
+                if entry.distribution == CORE
+                else f"`pip uninstall {entry.distribution}`"
             )
+            out = f"`userec plugins info {entry.entry}` shows where; `-p no:{entry.entry}` or {mend}"
             yield Finding(what, "FAIL", f"{who}: {entry.reason}", out)
         elif entry.status == "incompatible":
             yield Finding(what, "warn", f"{who}: {entry.reason}", f"`pip install --upgrade {entry.distribution}`")

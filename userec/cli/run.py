@@ -65,11 +65,7 @@ def start(
         if not isinstance(said.get(section), dict) or "name" not in said[section]:
             raise UserError(f"no {section} was named: give {flag} NAME (see `userec list`)")
     registry = registry_of(ctx)
-    registry.find("encoders", said["encoder"]["name"])
-    if isinstance(said.get("objective"), dict) and "name" in said["objective"]:
-        registry.find("objectives", said["objective"]["name"])
-    for name in said.get("evaluators") or ():
-        registry.find("evaluators", name)
+    said = named(registry, said)
     console = Console(sys.stderr if as_json else sys.stdout)
     opened = open_dataset(registry, said["dataset"], columns, data_dir)
     said = {**said, "dataset": {**opened.settings, "name": opened.name}}
@@ -88,6 +84,21 @@ def start(
     else:
         console.print(result_table(report))
         console.tell(f"written to {folder}")
+
+
+def named(registry: Any, said: dict[str, Any]) -> dict[str, Any]:
+    """What was said, every plugin by the key it has in the registry. Raises UserError for a name that nothing answers to."""
+
+    def key(kind: str, name: str) -> Any:
+        registry.find(kind, name)
+        return registry.key(kind, name)
+
+    said = {**said, "encoder": {**said["encoder"], "name": key("encoders", said["encoder"]["name"])}}
+    if isinstance(said.get("objective"), dict) and "name" in said["objective"]:
+        said["objective"] = {**said["objective"], "name": key("objectives", said["objective"]["name"])}
+    if said.get("evaluators"):
+        said["evaluators"] = [key("evaluators", name) for name in said["evaluators"]]
+    return said
 
 
 def describe(registry: Any, kind: str, name: str) -> str:

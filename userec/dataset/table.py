@@ -176,11 +176,11 @@ def _sequences(text: str, named: bool, users: int, path: Path) -> pd.DataFrame:
 
 
 def _numbers(tokens: list[str]) -> np.ndarray:
-    """int64 where every token is a whole number, else text."""
-    try:
-        return np.array(tokens, dtype=np.int64)
-    except (ValueError, OverflowError):
-        return np.array(tokens, dtype=object)
+    """int64 where every token is made of digits, else text."""
+    letters = "".join(tokens)
+    if letters.isascii() and letters.isdigit() and max(map(len, tokens)) < 19:  # 19 digits may exceed int64
+        return np.array(list(map(int, tokens)), dtype=np.int64)
+    return np.array(tokens, dtype=object)
 
 
 def seconds(column: pd.Series, where: str) -> pd.Series:

@@ -113,8 +113,10 @@ class Session:
             known = ", ".join(sorted(build.plugins["objectives"]))
             raise UserError(f"encoder {encoder.name!r} names no objective for this task: choose one with --objective ({known})")
         objective = build.objective(experiment.objective) if trainable(encoder) and experiment.objective else None
-        check(encoder, objective, self.coded.schema, build, self.host.describe)
         stages = [(group, phase) for group in self._groups(encoder, experiment) for phase in encoder.phases]
+        if objective is not None:
+            objective.begin_task(encoder, *stages[0])  # what it hides may depend on the task
+        check(encoder, objective, self.coded.schema, build, self.host.describe)
         trained = tuple(dict.fromkeys(task for group, _ in stages for task in group))
         data = SplitData(
             self.coded,
@@ -219,7 +221,6 @@ class Session:
             model.evaluate_s += time.perf_counter() - began
             if metric_name not in metrics:
                 raise unknown("metric", metric_name, metrics, f"train.monitor = {monitor!r}")
-            self._notify(model.progress.step, self.run.total_steps, {f"valid/{monitor}": metrics[metric_name].value})
             return metrics[metric_name]
 
         return validate

@@ -123,6 +123,7 @@ class Trainer:
         metric = self.validate()
         if metric is None:
             return
+        self.notify(state.step, self.total, {f"valid/{self.config.monitor}": metric.value})
         better = state.best is None or (metric.value > state.best if metric.better == "higher" else metric.value < state.best)
         if better:
             state.best, state.best_step, state.since_best = metric.value, state.step, 0

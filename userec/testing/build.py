@@ -39,7 +39,7 @@ def kernels_of(plugins: Mapping[str, Mapping[str, Any]]) -> list[Kernel]:
 def tiny_build(
     plugins: Mapping[str, Mapping[str, Any]] | None = None, schema: Schema | None = None, dim: int | None = None
 ) -> Builder:
-    """The engine's builder over the tiny schema. `plugins` {kind: {name: class}} are those a nested name may mean: all installed unless told."""
+    """`Builder` over the tiny schema. `plugins` {kind: {name: class}}: what a nested name may mean, all installed by default."""
     plugins = installed() if plugins is None else plugins
     schema = tiny_schema() if schema is None else schema
     return Builder(plugins, schema, tiny_catalog(schema), Kernels(kernels_of(plugins)), None, dim)

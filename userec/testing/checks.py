@@ -20,7 +20,7 @@ Plugins = Mapping[str, Mapping[str, Any]]
 
 
 def checks_for(kind: str, cls: Any, registry: Any = None, settings: Mapping[str, Any] | None = None) -> list[Check]:
-    """The checks of one plugin. `registry` has `.plugins` {kind: {name: class}} for names it may nest, all installed unless given;
+    """The checks of one plugin. `registry` has `.plugins` {kind: {name: class}} for nested names, all installed unless given;
     under `kernels` `cls` is the list of one op's kernels.
 
     Raises UserError for an unknown kind or settings that its Config refuses."""

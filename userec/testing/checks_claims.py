@@ -178,8 +178,9 @@ def check_learns(subject: Subject) -> None:
     """GRADIENT: the loss falls on tiny data."""
     losses = subject.trace.losses
     holds(losses, f"{subject.name}: offers GRADIENT, but no parameter requires a gradient")
-    told = f"{subject.name}: {len(losses)} steps on fixed data, loss {losses[0]:.4f} became {sum(losses[-3:]) / 3:.4f}: it does not learn"
-    holds(sum(losses[-3:]) / 3 < losses[0] * 0.98, told)
+    last = sum(losses[-3:]) / 3
+    told = f"{subject.name}: after {len(losses)} steps on fixed data the loss {losses[0]:.4f} is {last:.4f}: it does not learn"
+    holds(last < losses[0] * 0.98, told)
 
 
 def check_gradient_flows(subject: Subject) -> None:

@@ -11,7 +11,7 @@ from userec.testing.check import holds
 
 
 def check_config(case: Case) -> None:
-    """Settings survive a file: dumped as JSON and as TOML (which has no null) and parsed again, they are equal; frozen, no free keys."""
+    """Settings are frozen, take no free keys, and survive a file: parsed again from JSON and TOML (no null), they are equal."""
     config, name = case.config, case.name
     holds(isinstance(config, Config), f"{name}: Config is not a userec Config: a misspelt setting would pass unseen")
     holds(config.model_config.get("frozen"), f"{name}: Config is not frozen")

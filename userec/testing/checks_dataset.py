@@ -67,7 +67,7 @@ def _bytes(folder: Path) -> dict[str, bytes]:
 
 
 def check_tables(case: Sampled) -> None:
-    """`events` has users and items in every row; times are int64 seconds; every declared column and label table has what it needs."""
+    """Users and items in every row of `events`; times are int64 seconds; declared columns and label tables are whole."""
     with case.made() as dataset:
         if dataset is None:
             return

@@ -40,7 +40,7 @@ def check_supports(kernels: Sequence[Kernel]) -> None:
 
 
 def check_signature(kernels: Sequence[Kernel]) -> None:
-    """Every provider that serves the CPU loads, and takes the reference's parameters by the same names, in order, with the same defaults."""
+    """Every provider that serves the CPU loads, and takes the reference's parameters: names, order and defaults."""
     reference = next(kernel for kernel in kernels if kernel.reference)
     want = _parameters(reference)
     for kernel in kernels:

@@ -14,7 +14,9 @@ def union_of_heads(ranked: Tensor, keep: int, length: int) -> Tensor:
     taken = ranked.new_full((*ranked.shape[:-2], length), never)  # [..., L]: the turn at which an event is first met
     turns = torch.arange(never, device=ranked.device).reshape(ranks, heads)
     for head in range(heads):
-        met = torch.full_like(taken, never).scatter_(-1, ranked[..., head, :], turns[:, head].expand(ranked.shape[:-2] + (ranks,)))
+        met = torch.full_like(taken, never).scatter_(
+            -1, ranked[..., head, :], turns[:, head].expand(ranked.shape[:-2] + (ranks,))
+        )
         taken = torch.minimum(taken, met)
     order = ranked.transpose(-1, -2).flatten(-2)  # [..., R * H]: as they are met
     new = taken.gather(-1, order) == turns.flatten()
@@ -56,7 +58,7 @@ class TargetAttention(nn.Module):
 
     def relevance(self, keys: Tensor, bias: Tensor, target: Tensor) -> Tensor:
         """alpha [B, H, Q, C, L] of targets [B|1, Q|1, C, inherent]; raw, before any softmax."""
-        rows, heads, asked, length = bias.shape
+        rows, heads = bias.shape[:2]
         q = self._split(self.wq(target)) / keys.shape[-1] ** 0.5  # [B|1, Q|1, H, C, d_k]
         if q.shape[:2] == (1, 1):  # one list of candidates for all: a matrix product, nothing copied
             alpha = torch.einsum("bhld,hcd->bhcl", keys, q[0, 0]).unsqueeze(2)

@@ -28,7 +28,6 @@ class Inherent(nn.Module):
     def __init__(self, build: Build, dim: int, side: int) -> None:
         super().__init__()
         self.scale = dim**0.5
-        self.make_table = lambda space: build.table(space, self.width)  # a closure: a copied encoder does not copy the world
         self.items = build.table("item", dim)
         self.spaces = nn.ModuleDict()  # label spaces, made in begin_task
         fields = build.schema.fields
@@ -38,7 +37,8 @@ class Inherent(nn.Module):
         for index, name in enumerate(self.sides):
             column = torch.as_tensor(catalog[name]).long()
             self.register_buffer(f"side_{index}", column.reshape(len(column), -1), persistent=False)  # [n, P]
-        self.width = dim + side * len(self.sides)
+        self.width = width = dim + side * len(self.sides)
+        self.make_table = lambda space: build.table(space, width)  # a closure: a copied encoder does not copy the world
 
     def begin(self, space: str) -> None:
         """Make the table of another space, once."""
@@ -57,9 +57,16 @@ class Inherent(nn.Module):
         return torch.cat(parts, -1)
 
 
+def _bucket_table(width: int) -> nn.Embedding:
+    table = nn.Embedding(BUCKETS, width)
+    nn.init.normal_(table.weight, std=0.1)
+    return table
+
+
 class Cross(nn.Module):
     """J features of (user, item, question), 8 dims each: how many events and how many seconds ago (log2 buckets), and whatever
-    else the data keeps of an event: ids such as `action` from a table, numbers such as `rating` as sign(x) log(1 + |x|) times a vector."""
+    else the data keeps of an event: ids such as `action` from a table, numbers such as `rating` as a line in
+    sign(x) log(1 + |x|)."""
 
     def __init__(self, build: Build, width: int) -> None:
         super().__init__()
@@ -68,13 +75,11 @@ class Cross(nn.Module):
         self.ids = tuple(name for name in own if fields[name].kind == "id" and not fields[name].many)
         self.numbers = tuple(name for name in own if fields[name].kind == "number")
         self.timed = "time" in fields
-        self.buckets = nn.ModuleList(nn.Embedding(BUCKETS, width) for _ in range(1 + self.timed))
+        self.buckets = nn.ModuleList(_bucket_table(width) for _ in range(1 + self.timed))
         self.id_tables = nn.ModuleList(build.table(fields[name].space, width) for name in self.ids)
         self.number_lines = nn.ModuleList(nn.Linear(1, width) for _ in self.numbers)
         self.count = 1 + self.timed + len(self.ids) + len(self.numbers)
         self.width = width
-        for table in self.buckets:
-            nn.init.normal_(table.weight, std=0.1)
 
     @property
     def reads(self) -> frozenset[str]:
@@ -98,7 +103,7 @@ class Cross(nn.Module):
         return torch.stack(found, 3)
 
     def asked(self, history: History, query: Query, at: Tensor) -> Tensor:
-        """When each question is asked, [B, Q] seconds: the request's time where it is known, else that of the last event before it."""
+        """When each question is asked, [B, Q] seconds: the request's time where known, else that of the last event before it."""
         if "asked.time" in query.context:
             return query.context["asked.time"]
         return gather_positions(history.asked.get("asked.time", history.events["time"]), at)

@@ -36,7 +36,7 @@ def sasrec(**settings: Any) -> SASRec:
 
 
 def history(rows: list[list[int]], length: int) -> History:
-    item = torch.tensor([row + [0] * (length - len(row)) for row in rows]).reshape(len(rows), length)
+    item = torch.tensor([row + [0] * (length - len(row)) for row in rows], dtype=torch.int64).reshape(len(rows), length)
     return History(torch.arange(len(rows)) + 2, {"item": item}, item > 0, tasks=("next",))
 
 
@@ -161,7 +161,7 @@ def test_it_learns_a_cycle_at_each_price(price: dict[str, Any]) -> None:
     raw = Batch(History(torch.arange(64), {"item": item}, item > 0, tasks=("next",)))
     optimizer = torch.optim.Adam(encoder.parameters(), lr=0.01)
     losses = []
-    for step in range(80):
+    for step in range(240):
         optimizer.zero_grad()
         loss = ask.loss(encoder, ask.prepare(raw, torch.Generator().manual_seed(step))).loss
         loss.backward()

@@ -1,0 +1,16 @@
+"""Markov chains over the sequence of items."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+from userec.encoder.contract import Encoder
+from userec.markers import hookimpl
+
+
+@hookimpl
+def userec_encoders() -> Iterable[type[Encoder]]:
+    """The order-k chain."""
+    from userec_markov.markov import Markov
+
+    return [Markov]

@@ -1,0 +1,53 @@
+"""The built-in floor: counts, nothing else."""
+
+from __future__ import annotations
+
+from types import SimpleNamespace
+
+import pytest
+import torch
+
+from userec.batch import Batch, History, Query
+from userec.builtin.popularity import Popularity, userec_encoders
+from userec.capability import Can
+from userec.encoder.contract import NoConfig
+from userec.schema import Schema
+
+
+def make(size: int = 6) -> Popularity:
+    return Popularity(NoConfig(), SimpleNamespace(schema=Schema({}, {"item": size})))  # type: ignore[arg-type]
+
+
+def history(items: list[list[int]]) -> History:
+    table = torch.tensor(items)
+    return History(torch.arange(len(items)), {"item": table}, table > 0, tasks=("next",))
+
+
+def test_counts_events_under_the_mask_and_adds_up() -> None:
+    encoder = make()
+    encoder.partial_fit(Batch(history([[2, 2, 3, 0], [4, 2, 0, 0]])))
+    encoder.partial_fit(Batch(history([[4, 0, 0, 0]])))
+    assert encoder.counts.tolist() == [0, 0, 3, 1, 2, 0]
+    restored = make()
+    restored.load_state_dict(encoder.state_dict())
+    assert torch.equal(restored.counts, encoder.counts)
+
+
+def test_score_is_the_log_share_for_every_question() -> None:
+    encoder = make()
+    encoder.partial_fit(Batch(history([[2, 2, 3, 0]])))
+    encoded = encoder.encode(history([[3, 4], [5, 0], [0, 0]]))
+    assert encoded.tokens.shape == (3, 2, 1)
+    at = torch.tensor([[0, 1], [0, 0], [-1, -1]])
+    whole = encoder.score(encoded, Query(at))
+    assert whole.shape == (3, 2, 6, 1)
+    assert whole[1, 1, :, 0].exp().tolist() == pytest.approx([1 / 9, 1 / 9, 3 / 9, 2 / 9, 1 / 9, 1 / 9])
+    for ids in (torch.tensor([[[5, 2]]]), torch.randint(0, 6, (3, 1, 4)), torch.randint(0, 6, (3, 2, 4))):
+        found = encoder.score(encoded, Query(at, ids))
+        assert torch.equal(found[..., 0], whole[..., 0].gather(2, ids.expand(3, 2, -1)))
+
+
+def test_it_claims_no_gradient_and_no_embedding() -> None:
+    assert list(userec_encoders()) == [Popularity]
+    assert not make().offers & (Can.GRADIENT | Can.EMBED_USER | Can.DOT_SCORE)
+    assert not list(make().parameters())

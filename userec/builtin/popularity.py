@@ -1,0 +1,46 @@
+"""Popularity: the floor every model is measured against. The same for every user: what training saw most often comes first."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from userec.batch import Batch, Encoded, History, Query
+from userec.capability import Can
+from userec.encoder.contract import Build, Encoder, NoConfig
+from userec.markers import hookimpl
+
+
+class Popularity(Encoder):
+    """score(item) = log((count + 1) / (events + items)); the one added to each count keeps unseen items finite, last and tied."""
+
+    name = "popularity"
+    fidelity = "paper"
+    Config = NoConfig
+    offers = Can.SCORE_CATALOG | Can.CAUSAL | Can.ANY_POSITION
+
+    def __init__(self, config: Any, build: Build) -> None:
+        super().__init__(config, build)
+        self.dim = 1
+        self.counts: Tensor
+        self.register_buffer("counts", torch.zeros(build.schema.spaces["item"], dtype=torch.float64))  # [n]; exact to 2^53
+
+    def partial_fit(self, batch: Batch) -> None:
+        items = batch.history.events["item"][batch.history.mask]  # [sum L]
+        self.counts += torch.bincount(items, minlength=len(self.counts)).to(self.counts)
+
+    def encode(self, history: History) -> Encoded:
+        return Encoded(history, tokens=self.counts.new_zeros(*history.mask.shape, 1, dtype=torch.get_default_dtype()))
+
+    def score(self, encoded: Encoded, query: Query) -> Tensor:
+        shares = ((self.counts + 1) / (self.counts.sum() + len(self.counts))).log().to(encoded.tokens.dtype)  # [n]
+        scores = shares if query.ids is None else shares[query.ids]  # [n] or [B|1, Q|1, C]
+        return scores.expand(*query.at.shape, scores.shape[-1]).unsqueeze(-1)  # [B, Q, C, 1]
+
+
+@hookimpl
+def userec_encoders() -> Iterable[type[Encoder]]:
+    return [Popularity]
