@@ -222,7 +222,7 @@ def _popularity(cluster: Ints, clusters: int, zipf: float) -> Floats:
 
 def _successors(rng: np.random.Generator, members: Ints, items: int, length: int = 10, stray: float = 0.1) -> Ints:
     """The successors of each item, likeliest first, [I, S]: the next in its series, which closes to a ring; a share of `stray`
-    is replaced by any item. A cluster's `members` [K, N] are put into series of `length` in random order; the last may be longer."""
+    is replaced by any item. Each cluster's `members` [K, N] are cut into series of about `length`, in random order."""
     successors = rng.integers(items, size=(items, len(CHANCES)))
     keep = rng.random(successors.shape) >= stray
     for cluster in members:
