@@ -93,7 +93,7 @@ def test_sizes_and_times(kind: type[Dataset], homes: dict[str, Path]) -> None:
     events = opened(kind, homes).events()
     lengths = events.groupby("user").size()
     assert 500 <= events["item"].nunique() <= 800
-    assert len(lengths) == (1200 if kind is TTL else 600)
+    assert len(lengths) == (1200 if kind is TTL else 1000)
     assert 10 < lengths.min() < 25
     assert 90 < lengths.max() <= 100
     if kind is TTL:

@@ -82,7 +82,7 @@ class MovieLens1M(Dataset):
 
     @classmethod
     def write_sample(cls, home: Path) -> bool:
-        """600 made-up users and 500 films, a year long; writes `ml-1m/*.dat` to `home`."""
+        """1,000 made-up users and 500 films, a year long; writes `ml-1m/*.dat` to `home`."""
         made = sample.films(np.random.default_rng(20240301), AGES.tolist(), list(range(21)))
         genres = ["|".join(row) for row in made.genres]
         _write(home / "ml-1m/ratings.dat", "::", [made.user, made.item, made.rating, made.time], "latin-1")
@@ -136,7 +136,7 @@ class MovieLens100K(Dataset):
 
     @classmethod
     def write_sample(cls, home: Path) -> bool:
-        """600 made-up users and 500 films, a year long; writes `ml-100k/u.*` to `home`."""
+        """1,000 made-up users and 500 films, a year long; writes `ml-100k/u.*` to `home`."""
         made = sample.films(np.random.default_rng(20240302), list(range(14, 70)), list(sample.OCCUPATIONS))
         genres = ["unknown", *sample.GENRES]
         flags = [[int(genre in row) for row in made.genres] for genre in genres]
@@ -176,7 +176,7 @@ class MovieLens25M(Dataset):
 
     @classmethod
     def write_sample(cls, home: Path) -> bool:
-        """600 made-up users and 500 films, a year long; writes `ml-25m/*.csv` to `home`."""
+        """1,000 made-up users and 500 films, a year long; writes `ml-25m/*.csv` to `home`."""
         made = sample.films(np.random.default_rng(20240303), AGES.tolist(), list(range(21)))
         ratings = [["userId", *made.user], ["movieId", *made.item], ["rating", *(made.rating - 0.5)], ["timestamp", *made.time]]
         genres = ["|".join(row) for row in made.genres]

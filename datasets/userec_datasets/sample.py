@@ -5,8 +5,9 @@ The world it draws, in order:
 - *Items* lie in clusters; inside a cluster their popularity follows Zipf's law.
 - *Tastes*: a user mixes a few clusters (a sparse Dirichlet draw), one mixture when young and another when old; taste drifts
   from the first to the second along the history.
-- *Order*: every item has a handful of successors, mostly of its own cluster. With probability `follow` the next item is one
-  of those of a recent item: of the last, or less probably of one of the three before it (`LAGS`): a chain of fourth order.
+- *Order*: the items of a cluster come in series of ten or so. An item's successors are those behind it in its series, the
+  nearest first, and now and then any other item. With probability `follow` the next item is a successor of a recent item: of
+  the last, or less probably of one of the three before it (`LAGS`): a chain of fourth order.
 - *Return*: with probability `again` a user comes back to an item of the past (never, where `again` is 0: then no user meets
   an item twice, as in MovieLens).
 - Else the next item is drawn from the taste of the moment.
@@ -28,7 +29,7 @@ Floats = NDArray[np.float64]
 CHANCES = np.array([0.4, 0.25, 0.15, 0.12, 0.08])
 """How probable each successor of an item is."""
 
-LAGS = np.array([0.4, 0.3, 0.2, 0.1])
+LAGS = np.array([0.3, 0.26, 0.24, 0.2])
 """How probable it is that the last item leads, the one before it, and so on."""
 
 
@@ -85,7 +86,6 @@ def world(
     `breadth` is the Dirichlet parameter of taste (small = few clusters a user), `zipf` the exponent of popularity."""
     cluster = rng.permutation(np.arange(items) % clusters)
     popularity = _popularity(cluster, clusters, zipf)
-    successors = _successors(rng, cluster, popularity)  # [I, S]
     early, late = rng.dirichlet(np.full(clusters, breadth), size=(2, users))
     low, high = length
     lengths = low + np.floor((high - low + 1) * rng.beta(1.0, 1.4, users)).astype(np.int64)
@@ -96,6 +96,7 @@ def world(
     within = np.stack([np.cumsum(popularity[members])[: items // clusters] for members in by_cluster])  # [K, I/K]
     members = np.stack([found[: items // clusters] for found in by_cluster])  # [K, I/K]
     within /= within[:, -1:]
+    successors = _successors(rng, members, items)  # [I, S]
     chances, lags = np.cumsum(CHANCES), np.cumsum(LAGS)
     for t in range(high):
         share = np.clip(t / np.maximum(lengths - 1, 1), 0, 1)[:, None]
@@ -141,10 +142,10 @@ class Films:
 
 
 def films(rng: np.random.Generator, ages: list[int], occupations: list[object]) -> Films:
-    """600 users who rate 20 to 100 of 500 films in one year; a user is active for some weeks or months of it, in sittings.
+    """1,000 users who rate 20 to 100 of 500 films in one year; a user is active for some weeks or months of it, in sittings.
 
     About a fifth of neighbouring ratings share their second. A rating is high where the film's cluster is to the user's taste."""
-    drawn = world(rng, users=600, items=500, clusters=25, length=(20, 100), follow=0.6, breadth=0.06)
+    drawn = world(rng, users=1000, items=500, clusters=25, length=(20, 100), follow=0.6, zipf=1.0)
     user, item = drawn.user, drawn.item
     name = 1 + rng.permutation(drawn.items)
     match = np.sqrt(drawn.taste[user, drawn.cluster[item]])
@@ -219,12 +220,16 @@ def _popularity(cluster: Ints, clusters: int, zipf: float) -> Floats:
     return weight
 
 
-def _successors(rng: np.random.Generator, cluster: Ints, popularity: Floats, stay: float = 0.7) -> Ints:
-    """The successors of each item, likeliest first, [I, S]: of its own cluster with a weight of `stay`, else of any other."""
-    same = cluster[:, None] == cluster[None, :]
-    weight = np.sqrt(np.where(same, stay * popularity, (1 - stay) * popularity / cluster.max()))  # [I, I]
-    np.fill_diagonal(weight, 1e-300)
-    return np.argsort(-np.log(weight) - rng.gumbel(size=weight.shape), axis=1)[:, : len(CHANCES)]
+def _successors(rng: np.random.Generator, members: Ints, items: int, length: int = 10, stray: float = 0.1) -> Ints:
+    """The successors of each item, likeliest first, [I, S]: the next in its series, which closes to a ring; a share of `stray`
+    is replaced by any item. Each cluster's `members` [K, N] are cut into series of about `length`, in random order."""
+    successors = rng.integers(items, size=(items, len(CHANCES)))
+    keep = rng.random(successors.shape) >= stray
+    for cluster in members:
+        for series in np.array_split(rng.permutation(cluster), max(len(cluster) // length, 1)):
+            ring = np.stack([np.roll(series, -step) for step in range(1, len(CHANCES) + 1)], axis=1)  # [n, S]
+            successors[series] = np.where(keep[series], ring, successors[series])
+    return successors
 
 
 def _draw(rng: np.random.Generator, cumulative: Floats) -> Ints:

@@ -57,7 +57,7 @@ TASKS: Final[tuple[tuple[Task, ...], ...]] = (
 not a field of the profile: no encoder may read it."""
 
 
-SAMPLE: Final = {"follow": 0.4, "again": 0.2, "breadth": 0.06}
+SAMPLE: Final = {"follow": 0.35, "again": 0.2, "breadth": 0.06}
 """How the sample's users behave, see `sample.world`."""
 
 

@@ -86,5 +86,5 @@ class Dataset(Plugin, ABC):
         for home in (folder, folder / cls.name):
             if any((home / name).exists() for name in cls.files):
                 return home
-        expected = " or ".join(cls.files)
+        expected = " or ".join(cls.files[:3])
         raise UserError(f"data set {cls.name!r} is not in {folder}: expected {expected}; `userec data fetch {cls.name}` gets it")
