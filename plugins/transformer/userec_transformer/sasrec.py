@@ -74,7 +74,16 @@ class SASRec(Encoder):
     Config = SASRecConfig
     recipe: ClassVar[Mapping[str, Any]] = {
         "objective": {"item": {"name": "next_item"}, "label": {"name": "labelled"}},
-        "train": {"optimizer": "adam", "lr": 1e-3, "betas": (0.9, 0.98), "epochs": 200, "patience": 10},
+        "train": {
+            "optimizer": "adam",
+            "lr": 1e-3,
+            "betas": (0.9, 0.98),
+            "schedule": "linear",
+            "warmup": 100,
+            "epochs": 50,
+            "validate_every": 2,
+            "patience": 6,
+        },
         "batch": {"rows": 128, "windows": "all"},
     }
 
