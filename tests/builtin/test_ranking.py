@@ -50,6 +50,7 @@ class Fake:
         self.targets[::5, 0] = self.items[::5, 0]  # a target that stands in the history
         if self.relabel is not None:
             self.items, self.targets = self.relabel[self.items], self.relabel[self.targets]
+        self.repeats = 0.0
         self.popularity = torch.from_numpy(np.bincount(self.items.reshape(-1), minlength=self.size))
         self.asked: list[int | None] = []
 
@@ -228,6 +229,14 @@ def test_seen_items_may_stay() -> None:
     kept, dropped = judge(Dot(), filter_seen=False), judge(Dot())
     assert "seen=kept" in kept["mrr"].definition
     assert kept["mrr"].value < dropped["mrr"].value
+
+
+def test_seen_items_stay_by_default_where_people_return() -> None:
+    for repeats, word in ((0.009, "dropped"), (0.01, "kept")):
+        data = Fake()
+        data.repeats = repeats
+        assert f"seen={word}" in judge(Dot(), data)["mrr"].definition
+        assert "seen=dropped" in judge(Dot(), data, filter_seen=True)["mrr"].definition
 
 
 def test_a_repeated_target_is_ranked_though_seen() -> None:

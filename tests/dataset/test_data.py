@@ -46,6 +46,10 @@ def data(window: int | None = 2, target: str = "last", **settings: int) -> Split
     )
 
 
+def test_repeats_are_counted_in_training_alone() -> None:
+    assert data().repeats == pytest.approx(1 / 10)  # of 2 3 4 | 6 | 8 9 | 3 3 4 7, the second 3
+
+
 def questions(batches: list[Batch]) -> Counter[tuple[object, ...]]:
     found: Counter[tuple[object, ...]] = Counter()
     for batch in batches:

@@ -24,6 +24,9 @@ from userec.evaluator.scorer import Scorer, draw
 from userec.markers import hookimpl
 from userec.schema import FIRST
 
+REPEATS = 0.01
+"""Share of training events that repeat an item of their user, from which on seen items are ranked too."""
+
 FEWEST = 100
 """A sample of users is not cut below this, however slow the encoder: the interval would say nothing."""
 
@@ -34,8 +37,9 @@ class RankingConfig(Config):
     ks: tuple[PositiveInt, ...] = (1, 5, 10, 20)
     beyond: tuple[PositiveInt, ...] = (10,)
     """List lengths of coverage, Gini and novelty; empty = none."""
-    filter_seen: bool = True
-    """Items of the user's history are not ranked, except his targets."""
+    filter_seen: bool | None = None
+    """Items of the user's history are not ranked, except his targets. None = where people do not return to items: fewer than
+    one in a hundred training events repeats an item. Dropping them where people do return would hand the returns to every model."""
     candidates: PositiveInt | None = None
     """Uniform candidates a user beside his targets, drawn once with `seed`; None = the whole catalogue."""
     seed: int = Field(0, ge=0)
@@ -92,14 +96,17 @@ class Ranking(Evaluator):
                 found.ranks.append(ranks)
                 found.lists.append(lists)
             found.users.append(_users(scorer.batch))
-        told = self._protocol(size, "users" if kept is None else f"sample({kept} of {total})")
+        told = self._protocol(data, size, "users" if kept is None else f"sample({kept} of {total})")
         return [*self._accuracy(found, task, told), *self._beyond(found, data, task, size, told)]
 
-    def _protocol(self, size: int, users: str) -> dict[str, str]:
+    def _drops(self, data: Data) -> bool:
+        return data.repeats < REPEATS if self.config.filter_seen is None else self.config.filter_seen
+
+    def _protocol(self, data: Data, size: int, users: str) -> dict[str, str]:
         config, items = self.config, size - FIRST
         return {
             "ties": "expected",
-            "seen": "dropped" if config.filter_seen else "kept",
+            "seen": "dropped" if self._drops(data) else "kept",
             "unknown": "missed",
             "empty": "skipped",
             "catalogue": f"uniform({config.candidates} of {items},seed={config.seed})" if config.candidates else f"full({items})",
@@ -109,7 +116,7 @@ class Ranking(Evaluator):
 
     def _dropped(self, batch: Batch, data: Data, ids: Tensor) -> tuple[Tensor, Tensor]:
         """(row [N], id [N]) of what is not ranked: real seen items that are no target of their row."""
-        if not self.config.filter_seen:
+        if not self._drops(data):
             return ids.new_zeros(0), ids.new_zeros(0)
         row, seen = (x.to(ids.device) for x in data.seen(batch))
         keep = (seen >= FIRST) & ~(ids[row] == seen[:, None]).any(1)

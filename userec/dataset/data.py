@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Iterator
+from functools import cached_property
 from itertools import pairwise
 
 import numpy as np
@@ -34,6 +35,13 @@ class SplitData:
         counts = np.bincount(division.train.fields["item"], minlength=coded.schema.spaces["item"])
         self.popularity = torch.from_numpy(counts)  # [n] int64
         self._collator = Collator(coded, coded.events, fields)
+
+    @cached_property
+    def repeats(self) -> float:
+        """Share of training events whose item stands earlier in the same user's history."""
+        train = self.division.train
+        pairs = np.unique(train.owner * self.coded.schema.spaces["item"] + train.fields["item"])
+        return 1 - len(pairs) / len(train)
 
     def questions(self, split: str, task: str) -> int:
         """How many queries `batches` gives."""

@@ -65,7 +65,7 @@ class View:
     def __init__(self, data: SplitData, device: torch.device, users: int | None = None) -> None:
         self.data, self.device, self.users = data, device, users
         self.schema, self.trained, self.seed = data.schema, data.trained, data.seed
-        self.popularity = data.popularity.to(device)
+        self.popularity, self.repeats = data.popularity.to(device), data.repeats
 
     def batches(self, split: Split, task: str, users: int | None = None) -> Iterator[Batch]:
         """See `Data`."""
