@@ -100,7 +100,7 @@ def evaluation_and_loader(data_dir: Path) -> dict[str, float]:
         recipe = registry.find("encoders", "sasrec").recipe
         said = {"encoder": {"name": "sasrec"}, "dataset": {"name": "movielens-1m"}, "split": {"name": "leave_last"}}
         experiment = resolve(said, recipe, "item")
-        host = Host(registry.plugins, tell=lambda line: None)
+        host = Host(registry.plugins, registry.hook, tell=lambda line: None)
         about = Run("sasrec", "movielens-1m", experiment, None)
         device = torch.device("cpu")
         session = Session(host, about, coded, division, Builder.of(registry.plugins, coded, kernels, division.train), device)
@@ -120,7 +120,7 @@ def evaluation_and_loader(data_dir: Path) -> dict[str, float]:
         assert experiment.objective is not None
         objective = model.build.objective(experiment.objective)
         learner = GradientLearner(encoder.train(), objective, experiment.train, 1, device)
-        loader = session._loader(model, ("next",), encoder.window, objective.ahead, encoder.reads | objective.reads)
+        loader = session.loader(model, ("next",), encoder.window, objective.ahead, encoder.reads | objective.reads)
         loading, stepping = [], []
         batches = iter(loader.batches(0))
         for step in range(25):

@@ -35,7 +35,7 @@ def session_of(parts, toy, **train):
     build = Builder.of(plugins, coded, kernels, division.train)
     told = []
     session = Session(
-        Host(plugins, tell=told.append), Run(toy.name, "tiny", experiment, None), coded, division, build, torch.device("cpu")
+        Host(plugins, registry.hook, tell=told.append), Run(toy.name, "tiny", experiment, None), coded, division, build, torch.device("cpu")
     )
     return session, experiment, told
 

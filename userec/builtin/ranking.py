@@ -66,6 +66,7 @@ class Ranking(Evaluator):
 
     name = "ranking"
     Config = RankingConfig
+    headline = ("hr@10", "ndcg@10", "mrr", "map@10", "coverage@10")
     baselines = (Ref(name="popularity"),)
 
     def refuses(self, encoder: Encoder, data: Data) -> list[str]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterable
+from collections.abc import Iterator, Mapping
 from typing import Any, TextIO
 
 from rich import box
@@ -16,12 +16,15 @@ from userec.markers import hookimpl
 LINE_SECONDS = 15.0
 """Without a terminal, a line of training no oftener."""
 
+PLAIN_WIDTH = 120
+"""Columns, where there is no terminal to ask."""
+
 
 class Console:
     """The terminal of one run."""
 
     def __init__(self, stream: TextIO) -> None:
-        self.rich = RichConsole(file=stream, highlight=False, soft_wrap=True)
+        self.rich = RichConsole(file=stream, highlight=False, width=None if stream.isatty() else PLAIN_WIDTH)
         columns = (
             TextColumn("{task.description}"),
             BarColumn(),
@@ -42,7 +45,7 @@ class Console:
 
     def tell(self, line: str) -> None:
         """One plain line."""
-        self.rich.print(line, markup=False)
+        self.rich.print(line, markup=False, soft_wrap=True)
 
     def print(self, thing: Any) -> None:
         """Anything that rich can print."""
@@ -68,34 +71,28 @@ class Console:
             self.tell(f"step {step}/{run.total_steps}  {text}")
 
 
-SHOWN = ("hr@10", "recall@10", "ndcg@10", "mrr", "map@10", "coverage@10")
-"""Ranking has some thirty metrics; the table shows these of it and everything of the others. The report has all."""
-
-
-def result_table(report: dict[str, Any]) -> Table:
-    """Test metrics with their 95 % intervals, the baselines beside them."""
-    table = Table(box=box.SIMPLE, title=f"{report['experiment']['encoder']['name']} on {report['dataset']['name']}, test")
-    for column in ("evaluator", "task", "metric"):
-        table.add_column(column)
-    table.add_column(report["experiment"]["encoder"]["name"], justify="right")
-    names = list(dict.fromkeys(row["encoder"] for row in report["baselines"]))
-    for name in names:
-        table.add_column(name, justify="right")
-    table.add_column("n", justify="right")
+def result_tables(report: dict[str, Any], headlines: Mapping[str, tuple[str, ...]]) -> Iterator[Table]:
+    """A table an evaluator: test metrics (of `headlines`, by evaluator, where it names some) with 95 % intervals, baselines beside."""
+    model, data = report["experiment"]["encoder"]["name"], report["dataset"]["name"]
     beside = {(row["encoder"], *_key(row)): row for row in report["baselines"]}
-    for row in _shown(report["metrics"]):
-        others = [beside.get((name, *_key(row))) for name in names]
-        table.add_row(row["evaluator"], row["task"], row["metric"], _cell(row), *map(_cell, others), str(row["n"] or ""))
-    return table
+    test = [row for row in report["metrics"] if row["split"] == "test"]
+    for evaluator in dict.fromkeys(row["evaluator"] for row in test):
+        names = list(dict.fromkeys(row["encoder"] for row in report["baselines"] if row["evaluator"] == evaluator))
+        table = Table(box=box.SIMPLE, title=f"{evaluator}: {model} on {data}, test", title_justify="left")
+        for column in ("task", "metric"):
+            table.add_column(column)
+        for column in (model, *names, "n"):
+            table.add_column(column, justify="right", no_wrap=True)
+        shown = headlines.get(evaluator, ())
+        for row in test:
+            if row["evaluator"] == evaluator and (not shown or row["metric"].partition("~")[0] in shown):
+                others = [beside.get((name, *_key(row))) for name in names]
+                table.add_row(row["task"], row["metric"], _cell(row), *map(_cell, others), str(row["n"] or ""))
+        yield table
 
 
 def _key(row: dict[str, Any]) -> tuple[Any, ...]:
     return row["evaluator"], row["task"], row["split"], row["metric"], row.get("slice", ""), row.get("period")
-
-
-def _shown(rows: Iterable[dict[str, Any]]) -> list[dict[str, Any]]:
-    test = [row for row in rows if row["split"] == "test"]
-    return [row for row in test if row["evaluator"] != "ranking" or row["metric"].partition("~")[0] in SHOWN]
 
 
 def _cell(row: dict[str, Any] | None) -> str:

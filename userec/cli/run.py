@@ -55,7 +55,7 @@ def start(
     """Find the plugins and the data, run, and print the result."""
     from userec.cli.locate import open_dataset
     from userec.cli.output import registry_of
-    from userec.cli.progress import Console, result_table
+    from userec.cli.progress import Console, result_tables
     from userec.engine import run as engine
     from userec.engine.session import Host
     from userec.errors import UserError
@@ -82,7 +82,11 @@ def start(
     if as_json:
         print(json.dumps(report, indent=1))
     else:
-        console.print(result_table(report))
+        headlines = {name: found.headline for name, found in registry.plugins["evaluators"].items()}
+        for table in result_tables(report, headlines):
+            console.print(table)
+        for left in report["skipped"]:
+            console.tell(f"skipped {left['evaluator']}: {left['reason']}")
         console.tell(f"written to {folder}")
 
 

@@ -59,8 +59,7 @@ def run(
 
     Raises UserError for anything the user can mend."""
     began = time.perf_counter()
-    model_name = said["encoder"]["name"]
-    recipe = _encoder_class(host, model_name).recipe
+    recipe = _encoder_class(host, said["encoder"]["name"]).recipe
     resolve(said, recipe, "item")  # a misspelt setting is told before any data is read
     device = device_of(said.get("device", "cpu"))
     coded = cache.load(dataset, cache_folder)
@@ -71,51 +70,53 @@ def run(
     host.tell(f"split {division.name}: {division.note}")
     matmul = choose_matmul()
     kernels = Kernels(kernel for provided in host.plugins["kernels"].values() for kernel in provided)
-    about = Run(model_name, name, experiment, out)
+    about = Run(experiment.encoder.name, name, experiment, out)
     session = Session(host, about, coded, division, Builder.of(host.plugins, coded, kernels, division.train), device)
     model = session.compose(experiment)
     evaluators, skipped = choose_evaluators(session, model)
     prepare_folder(out, experiment, resume)
     _write_vocabulary(out / "checkpoint", coded, model)
     load_s = time.perf_counter() - began
-    if host.hook is not None:
-        host.hook.userec_run_started(run=about)
+    host.hook.userec_run_started(run=about)
     session.train(model, out / "checkpoint", resume)
     _tell_best(host, model)
     rows = session.evaluate(model, evaluators)
     baselines = session.baselines(experiment, evaluators)
-    progress = model.progress
     report = {
         "schema": SCHEMA,
         "experiment": experiment.model_dump(mode="json"),
         "dataset": {"name": name, **counts_of(coded), "target_hash": target_hash(coded, division), "split": _split(division)},
-        "environment": {
-            "python": platform.python_version(),
-            "machine": f"{platform.machine()}, {torch.get_num_threads()} threads, {device}",
-            "versions": {package: version(package) for package in VERSIONS},
-            "plugins": dict(host.about),
-            "kernels": kernels.chosen(),
-            "matmul": {"precision": matmul[0], "why": matmul[1]},
-        },
+        "environment": _environment(host, device, kernels, matmul),
         "metrics": [row.as_json(with_encoder=False) for row in rows],
         "baselines": [row.as_json(with_encoder=True) for row in baselines],
-        "timing": {
-            "load_s": load_s,
-            "train_s": progress.seconds,
-            "evaluate_s": model.evaluate_s,
-            "epochs": progress.epoch,
-            "targets_per_s": progress.targets / progress.seconds if progress.seconds else 0.0,
-        },
-        "best": {"step": progress.best_step, "monitor": experiment.train.monitor, "value": progress.best},
+        "timing": {"load_s": load_s, **_timing(model)},
+        "best": {"step": model.progress.best_step, "monitor": experiment.train.monitor, "value": model.progress.best},
         "notes": list(coded.notes),
         "peak_rss_mb": peak_rss_mb(),
         "skipped": skipped,
     }
     write_per_user(out / "per_user.parquet", [*rows, *baselines], coded.vocabulary["user"].values)
     write_json(out / "report.json", report)
-    if host.hook is not None:
-        host.hook.userec_run_finished(run=about, report=report)
+    host.hook.userec_run_finished(run=about, report=report)
     return report
+
+
+def _environment(host: Host, device: torch.device, kernels: Kernels, matmul: tuple[str, str]) -> dict[str, Any]:
+    return {
+        "python": platform.python_version(),
+        "machine": f"{platform.machine()}, {torch.get_num_threads()} threads, {device}",
+        "versions": {package: version(package) for package in VERSIONS},
+        "plugins": dict(host.about),
+        "kernels": kernels.chosen(),
+        "matmul": {"precision": matmul[0], "why": matmul[1]},
+    }
+
+
+def _timing(model: Model) -> dict[str, float]:
+    """Seconds in training steps, and in validations and evaluation; baselines are in neither."""
+    progress = model.progress
+    speed = progress.targets / progress.seconds if progress.seconds else 0.0
+    return {"train_s": progress.seconds, "evaluate_s": model.evaluate_s, "epochs": progress.epoch, "targets_per_s": speed}
 
 
 def _encoder_class(host: Host, name: str) -> Any:

@@ -37,7 +37,7 @@ class Host:
     """What the engine is handed by whoever starts it; the engine itself imports no plugin."""
 
     plugins: Plugins
-    hook: Any = None
+    hook: Any
     """Pluggy's relay to the observers."""
     describe: Describe = by_name
     tell: Callable[[str], None] = print
@@ -147,7 +147,8 @@ class Session:
             model.encoder.end_task(tasks, phase)
         model.encoder.eval()
 
-    def _loader(self, model: Model, tasks: tuple[str, ...], window: int | None, ahead: int, reads: frozenset[str]) -> TrainLoader:
+    def loader(self, model: Model, tasks: tuple[str, ...], window: int | None, ahead: int, reads: frozenset[str]) -> TrainLoader:
+        """Training rows of a task group, cut as the encoder can use them."""
         any_position = Can.ANY_POSITION in model.encoder.offers or not trainable(model.encoder)
         return TrainLoader(
             self.coded,
@@ -167,7 +168,7 @@ class Session:
         objective = model.build.objective(experiment.objective).to(self.device)
         objective.begin_task(encoder, tasks, phase)
         encoder.to(self.device)
-        loader = self._loader(model, tasks, encoder.window, objective.ahead, encoder.reads | objective.reads)
+        loader = self.loader(model, tasks, encoder.window, objective.ahead, encoder.reads | objective.reads)
         if loader.steps(0) == 0:
             raise UserError(
                 f"no training rows for task {tasks[0]!r}: split {self.division.name!r} left none; choose another --split"
@@ -186,7 +187,7 @@ class Session:
         objective.end_task(encoder, tasks, phase)
 
     def _count(self, model: Model, tasks: tuple[str, ...], folder: Path | None) -> None:
-        loader = self._loader(model, tasks, None, 0, model.encoder.reads)
+        loader = self.loader(model, tasks, None, 0, model.encoder.reads)
         began = time.perf_counter()
         targets = count(model.encoder, loader.batches(0), self.device)
         model.progress = Progress(epoch=1, targets=targets, seconds=time.perf_counter() - began, done=True)
@@ -195,8 +196,7 @@ class Session:
             checkpoint.save(folder, "best", tensors, {"model": model.name, "tasks": list(tasks), "step": 0})
 
     def _notify(self, step: int, total: int, values: dict[str, float]) -> None:
-        if self.host.hook is not None:
-            self.host.hook.userec_progress(run=self.run, step=step, values=values)
+        self.host.hook.userec_progress(run=self.run, step=step, values=values)
 
     def _validation(self, model: Model, tasks: tuple[str, ...]) -> Callable[[], Metric | None]:
         """The monitored metric of the first task on the validation split; None where nobody can say it."""

@@ -71,6 +71,8 @@ class Evaluator(Plugin, ABC):
     hides: frozenset[str] = frozenset()
     judges: frozenset[str] = frozenset({"item"})
     """Kinds of task that it judges: `item`, `label`."""
+    headline: tuple[str, ...] = ()
+    """Metrics that a run's closing table shows (with their sampled forms); empty = all. The report has all of them."""
     baselines: tuple[Ref, ...] = ()
     """Encoders fitted and evaluated the same way by the engine, always reported beside the model."""
 
