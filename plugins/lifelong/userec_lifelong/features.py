@@ -21,15 +21,13 @@ def log_bucket(x: Tensor) -> Tensor:
 
 
 class Inherent(nn.Module):
-    """Ids [...] of a space -> [..., width]: the id's embedding, times sqrt(dim) so that dot products move at once, and the item's
-    side features (`item.X` ids of the catalogue; the mean where an item has several). An id of another space has its own
-    embedding and no side features."""
+    """Item ids [...] -> [..., width]: the id's embedding, times sqrt(dim) so that dot products move at once, and the item's side
+    features (`item.X` ids of the catalogue; the mean where an item has several)."""
 
     def __init__(self, build: Build, dim: int, side: int) -> None:
         super().__init__()
         self.scale = dim**0.5
         self.items = build.table("item", dim)
-        self.spaces = nn.ModuleDict()  # label spaces, made in begin_task
         fields = build.schema.fields
         catalog = build.catalog.get("item", {})
         self.sides = tuple(sorted(name for name in catalog if name in fields and fields[name].kind == "id"))
@@ -37,18 +35,10 @@ class Inherent(nn.Module):
         for index, name in enumerate(self.sides):
             column = torch.as_tensor(catalog[name]).long()
             self.register_buffer(f"side_{index}", column.reshape(len(column), -1), persistent=False)  # [n, P]
-        self.width = width = dim + side * len(self.sides)
-        self.make_table = lambda space: build.table(space, width)  # a closure: a copied encoder does not copy the world
+        self.width = dim + side * len(self.sides)
 
-    def begin(self, space: str) -> None:
-        """Make the table of another space, once."""
-        if space != "item" and space not in self.spaces:
-            self.spaces[space] = self.make_table(space)
-
-    def forward(self, ids: Tensor, space: str = "item") -> Tensor:
+    def forward(self, ids: Tensor) -> Tensor:
         """Zeros at padding."""
-        if space != "item":
-            return self.spaces[space](ids) * self.scale
         parts = [self.items(ids) * self.scale]
         for index, table in enumerate(self.side_tables):
             values = self.get_buffer(f"side_{index}")[ids]  # [..., P]

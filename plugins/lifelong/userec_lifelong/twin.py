@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from userec.batch import Encoded, History, Query, gather_positions
 from userec.capability import Can
 from userec.config import Config
+from userec.encoder.blocks.heads import Heads
 from userec.encoder.contract import Build, Encoder
 from userec_lifelong.attention import TargetAttention
 from userec_lifelong.features import Cross, Inherent
@@ -100,6 +101,7 @@ class TWIN(Encoder):
         super().__init__(config, build)
         self.schema = build.schema
         self.inherent = Inherent(build, config.dim, config.side)
+        self.labels = Heads(build, self.inherent.width)
         self.cross = Cross(build, config.cross)
         self.reads = frozenset({"item", *self.inherent.sides}) | self.cross.reads
         width, dim = self.inherent.width, config.dim
@@ -114,7 +116,7 @@ class TWIN(Encoder):
 
     def begin_task(self, tasks: tuple[str, ...], phase: str) -> None:
         """A label space gets its own table: a class is a candidate like an item."""
-        self.inherent.begin(self._space(tasks))
+        self.labels.begin(tasks)
 
     def encode(self, history: History) -> Encoded:
         """What no candidate changes. `user` is what is seen with the user's last event as the target: twin + short + mean."""
@@ -134,27 +136,27 @@ class TWIN(Encoder):
 
     def score(self, encoded: Encoded, query: Query) -> Tensor:
         """[B, Q, C, 1]. Without gradients candidates go in chunks, so that memory does not grow with their number."""
-        space = self._space(encoded.history.tasks)
+        targets = self.labels.table_of(encoded.history.tasks, self.inherent)
         ids = query.ids
         if ids is None:
-            ids = torch.arange(self.schema.spaces[space], device=query.at.device).reshape(1, 1, -1)
+            ids = torch.arange(self._size(encoded.history.tasks), device=query.at.device).reshape(1, 1, -1)
         view = self._view(encoded, query)
         mean = gather_positions(encoded.cache["mean"], query.at).unsqueeze(2)  # [B, Q, 1, D]
         cells = query.at.numel() * self.config.heads * encoded.history.mask.shape[1]
         count = ids.shape[2]
         step = max(1, count if torch.is_grad_enabled() else CELLS // max(cells, 1))
-        chunks = [self._score(view, mean, ids[..., start : start + step], space) for start in range(0, max(count, 1), step)]
+        chunks = [self._score(view, mean, targets(ids[..., start : start + step])) for start in range(0, max(count, 1), step)]
         return torch.cat(chunks, 2)
 
-    def _score(self, view: _View, mean: Tensor, ids: Tensor, space: str) -> Tensor:
-        target = self.inherent(ids, space)  # [B|1, Q|1, C, width]
+    def _score(self, view: _View, mean: Tensor, target: Tensor) -> Tensor:
+        """Of targets [B|1, Q|1, C, width]."""
         twin, short = view.attend(target)  # [B, Q, C, D] each
         token = self.merge(target)
         pair = torch.cat([twin, short, twin * token, short * token, mean * token], -1)
         return self.top(self.of_pair(pair) + self.of_target(token) + self.of_user(mean))
 
-    def _space(self, tasks: tuple[str, ...]) -> str:
-        return self.schema.task(tasks[0]).space if tasks else "item"
+    def _size(self, tasks: tuple[str, ...]) -> int:
+        return self.schema.spaces[self.schema.task(tasks[0]).space if tasks else "item"]
 
     def _view(self, encoded: Encoded, query: Query) -> _View:
         """What the questions see of the events: all up to `at` [B, Q] for TWIN, the newest of these for the short-term module."""

@@ -12,22 +12,20 @@ class Heads(nn.Module):
 
     def __init__(self, build: Build, dim: int) -> None:
         super().__init__()
-        self.build, self.dim = build, dim
+        self.spaces = {task.name: task.space for task in build.schema.all_tasks}
+        self.make = lambda space: build.table(space, dim)  # a closure: a copied encoder does not copy the world
         self.tables = nn.ModuleDict()
 
     def begin(self, tasks: tuple[str, ...]) -> None:
         """Make the tables that the tasks lack; call it in `begin_task`."""
-        for space in map(self._space, tasks):
+        for space in (self.spaces[task] for task in tasks):
             if space != "item" and _key(space) not in self.tables:
-                self.tables[_key(space)] = self.build.table(space, self.dim)
+                self.tables[_key(space)] = self.make(space)
 
     def table_of(self, tasks: tuple[str, ...], items: Table) -> Table:
         """The table of the space that the tasks share; `items` where that is the items' or nothing was asked."""
-        space = self._space(tasks[0]) if tasks else "item"
+        space = self.spaces[tasks[0]] if tasks else "item"
         return items if space == "item" else self.tables[_key(space)]  # type: ignore[return-value]
-
-    def _space(self, task: str) -> str:
-        return self.build.schema.task(task).space
 
 
 def _key(space: str) -> str:
