@@ -223,9 +223,9 @@ def test_a_label_space_has_its_own_table() -> None:
     scores = score(model, h, ids=torch.arange(4).reshape(1, 1, -1))
     assert scores.shape == (3, 1, 4, 1)
     model.begin_task(("group",), "train")
-    assert list(model.inherent.spaces) == ["group"]
+    assert list(model.labels.tables) == ["group"]
     model.score(model.encode(h), Query(h.last[:, None], torch.tensor([[[2, 3]]]))).sum().backward()
-    assert model.inherent.spaces["group"].weight.grad is not None
+    assert model.labels.tables["group"].weight.grad is not None
 
 
 def test_it_learns_which_item_follows() -> None:

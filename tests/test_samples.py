@@ -1,0 +1,70 @@
+"""The promise of every embedded sample: popularity < markov < sasrec in NDCG@10, nothing above 0.9, and order matters."""
+
+import dataclasses
+
+import numpy as np
+import pytest
+import torch
+
+from userec.config import Ref
+from userec.dataset.events import code
+from userec.dataset.locate import home_of
+from userec.dataset.split import SplitConfig, divide
+from userec.engine.compose import Builder
+from userec.engine.experiment import resolve
+from userec.engine.session import Host, Run, Session
+from userec.kernel.dispatch import Kernels
+from userec.registry import load
+
+SAMPLES = ("ttl", "movielens-100k", "movielens-1m", "movielens-25m")
+TRAIN = {"sasrec": {"epochs": 40, "lr": 2e-3, "validate_every": 40, "warmup": 0}}
+
+
+@pytest.fixture(scope="module")
+def registry():
+    return load()
+
+
+@pytest.fixture(scope="module", params=SAMPLES)
+def coded(request, registry, tmp_path_factory):
+    found = registry.find("datasets", request.param)
+    environ = {"USEREC_CACHE": str(tmp_path_factory.mktemp("cache"))}
+    home, sample = home_of(found, None, environ, force_sample=True)
+    assert sample
+    return code(found(found.Config(), home))
+
+
+def judge(registry, coded, model):
+    """{metric: row} of a model trained on the sample, leave-one-out."""
+    said = {"encoder": {"name": model}, "dataset": {"name": coded.name}, "split": {"name": "leave_last"}}
+    experiment = resolve({**said, "train": TRAIN.get(model, {})}, registry.find("encoders", model).recipe, "item")
+    division = divide(coded, SplitConfig(name="leave_last"))
+    kernels = Kernels(kernel for provided in registry.plugins["kernels"].values() for kernel in provided)
+    build = Builder.of(registry.plugins, coded, kernels, division.train)
+    host = Host(registry.plugins, load(only=()).hook, tell=lambda line: None)
+    session = Session(host, Run(model, coded.name, experiment, None), coded, division, build, torch.device("cpu"))
+    trained = session.compose(experiment)
+    session.train(trained)
+    rows = session.evaluate(trained, [build.evaluator(Ref(name="ranking"))])
+    return {row.metric.metric: row.metric for row in rows if row.split == "test"}
+
+
+def shuffled(coded):
+    """The same data with every history, but for its last two events, in a random order."""
+    events = coded.events
+    owner, place = events.owner, np.arange(len(events))
+    held = place >= events.offsets[1:][owner] - 2
+    key = np.where(held, len(events) + place, np.random.default_rng(0).permutation(len(events)))
+    fields = {**events.fields, "item": events.fields["item"][np.lexsort((key, owner))]}
+    return dataclasses.replace(coded, events=dataclasses.replace(events, fields=fields))
+
+
+def test_popularity_markov_sasrec_and_a_shuffle(registry, coded):
+    found = {model: judge(registry, coded, model) for model in ("popularity", "markov", "sasrec")}
+    values = {model: metrics["ndcg@10"].value for model, metrics in found.items()}
+    assert values["popularity"] < values["markov"] < values["sasrec"], values
+    assert found["markov"]["ndcg@10"].low > found["popularity"]["ndcg@10"].high
+    bounded = [row for metrics in found.values() for name, row in metrics.items() if not name.startswith(("novelty", "gini", "coverage"))]
+    assert max(row.value for row in bounded) < 0.9
+    hurt = judge(registry, shuffled(coded), "markov")["ndcg@10"]
+    assert hurt.high < found["markov"]["ndcg@10"].low, (hurt.value, values)
