@@ -30,6 +30,7 @@ def environment(tmp_path_factory):
     site = Path(
         subprocess.check_output([python, "-c", "import sysconfig; print(sysconfig.get_path('purelib'))"], text=True).strip()
     )
+    subprocess.check_call([python, "-m", "pip", "uninstall", "--quiet", "--yes", "setuptools"])  # an old one would hide ours
     (site / "zz_outer.pth").write_text(f"import site; site.addsitedir({sysconfig.get_path('purelib')!r})\n")
     return python, site
 
@@ -66,7 +67,7 @@ def test_fifteen_lines_make_a_plugin(environment, tmp_path):
     assert (models["newest"]["distribution"], models["newest"]["version"]) == ("userec-newest", "0.1")
     call(python, "userec", "plugins", "check", "newest", cwd=tmp_path)
     out = tmp_path / "out"
-    words = ("--model", "newest", "--dataset", "ttl@sample", "--set", "train.epochs=4", "--out", str(out))
+    words = ("--model", "newest", "--dataset", "ttl@sample", "--set", "train.epochs=15", "--set", "train.lr=0.03", "--out", str(out))
     call(python, "userec", "run", *words, cwd=tmp_path)
     report = json.loads((out / "report.json").read_text())
     value = {row["metric"]: row for row in report["metrics"] if row["split"] == "test"}["ndcg@10"]
