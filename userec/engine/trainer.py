@@ -68,11 +68,12 @@ class Trainer:
         while not self._finished():
             for batches in self._groups(state.epoch, state.position):
                 self._tell(self._step(batches))
-                if self.config.steps is None:
-                    self._save_now_and_then()
-                elif state.step % self.config.validate_every == 0 or state.step == self.config.steps:
+                steps = self.config.steps
+                if steps is not None and (state.step % self.config.validate_every == 0 or state.step == steps):
                     self._validate()
-                if self.config.steps is not None and self._finished():
+                else:
+                    self._save_now_and_then()
+                if steps is not None and self._finished():
                     break
             else:
                 self._end_epoch()
@@ -122,6 +123,7 @@ class Trainer:
         state = self.progress
         metric = self.validate()
         if metric is None:
+            self._save("last")
             return
         self.notify(state.step, self.total, {f"valid/{self.config.monitor}": metric.value})
         better = state.best is None or (metric.value > state.best if metric.better == "higher" else metric.value < state.best)
