@@ -83,7 +83,6 @@ def evaluation_and_loader(data_dir: Path) -> dict[str, float]:
     import torch
 
     from userec.capability import Can
-    from userec.config import Ref
     from userec.engine.compose import Builder
     from userec.engine.device import choose_matmul
     from userec.engine.experiment import resolve
@@ -91,6 +90,7 @@ def evaluation_and_loader(data_dir: Path) -> dict[str, float]:
     from userec.engine.session import Host, Run, Session
     from userec.kernel.dispatch import Kernels
     from userec.registry import load
+    from userec.schema import NEXT
 
     choose_matmul()
     registry = load()
@@ -99,15 +99,15 @@ def evaluation_and_loader(data_dir: Path) -> dict[str, float]:
         kernels = Kernels(kernel for provided in registry.plugins["kernels"].values() for kernel in provided)
         recipe = registry.find("encoders", "sasrec").recipe
         said = {"encoder": {"name": "sasrec"}, "dataset": {"name": "movielens-1m"}, "split": {"name": "leave_last"}}
-        experiment = resolve(said, recipe, "item")
-        host = Host(registry.plugins, registry.hook, tell=lambda line: None)
+        experiment = resolve(said, recipe, NEXT)
+        host = Host(registry.plugins, tell=lambda line: None)
         about = Run("sasrec", "movielens-1m", experiment, None)
         device = torch.device("cpu")
         session = Session(host, about, coded, division, Builder.of(registry.plugins, coded, kernels, division.train), device)
         model = session.compose(experiment)
-        encoder, view = model.encoder.eval(), model.view
+        encoder, evaluator = model.encoder.eval(), session.evaluator(model, "ranking")
+        view = session.view(model, evaluator)
         assert Can.DOT_SCORE in encoder.offers
-        evaluator = model.build.evaluator(Ref(name="ranking"))
 
         def forward() -> None:
             for batch in view.batches("test", "next"):
@@ -151,6 +151,7 @@ def main() -> None:
     text = json.dumps({**about, **figures}, indent=1)
     print(text)
     if given.save:
+        RESULTS.mkdir(exist_ok=True)
         (RESULTS / "spine.json").write_text(text + "\n", encoding="utf-8")
     del lock
 

@@ -12,8 +12,8 @@ PAGE = HERE.parent / "docs" / "results.md"
 HEAD = """# Results
 
 Made by `python benchmarks/tables.py` from the files in `benchmarks/results/`; do not edit by hand. Every row has the command
-that made it. Metrics are on the test split, the whole catalogue ranked, with 95 % bootstrap intervals over users. A data set called
-`NAME@sample` is the embedded *generated* sample and says nothing about the real data.
+that made it. Metrics are on the test split, the whole catalogue ranked, with 95 % bootstrap intervals over users. A data set
+called `NAME@sample` is the embedded *generated* sample and says nothing about the real data.
 """
 
 
@@ -45,6 +45,7 @@ def quality(files: list[Path]) -> list[str]:
         assert ndcg is not None
         split = report["dataset"]["split"]
         leaky = {True: ", leaky", False: "", None: ", no times"}[split["leaky"]]
+        assert not kept["resumed"], f"{file.name}: its time is of a part"
         names = (report["experiment"]["encoder"]["name"], report["dataset"]["name"], split["name"] + leaky)
         metrics = (cell(ndcg), cell(hr), cell(find(report["baselines"], "ndcg@10")), ndcg["n"])
         costs = (f"{report['timing']['train_s']:.0f}", f"{kept['wall_s']:.0f}", f"{report['peak_rss_mb']:.0f}")

@@ -15,6 +15,7 @@ from userec.engine.experiment import resolve
 from userec.engine.session import Host, Run, Session
 from userec.kernel.dispatch import Kernels
 from userec.registry import load
+from userec.schema import NEXT
 
 SAMPLES = ("ttl", "movielens-100k", "movielens-1m", "movielens-25m")
 TRAIN = {"sasrec": {"epochs": 40, "lr": 2e-3, "validate_every": 40, "warmup": 0}}
@@ -37,11 +38,11 @@ def coded(request, registry, tmp_path_factory):
 def judge(registry, coded, model):
     """{metric: row} of a model trained on the sample, leave-one-out."""
     said = {"encoder": {"name": model}, "dataset": {"name": coded.name}, "split": {"name": "leave_last"}}
-    experiment = resolve({**said, "train": TRAIN.get(model, {})}, registry.find("encoders", model).recipe, "item")
+    experiment = resolve({**said, "train": TRAIN.get(model, {})}, registry.find("encoders", model).recipe, NEXT)
     division = divide(coded, SplitConfig(name="leave_last"))
     kernels = Kernels(kernel for provided in registry.plugins["kernels"].values() for kernel in provided)
     build = Builder.of(registry.plugins, coded, kernels, division.train)
-    host = Host(registry.plugins, load(only=()).hook, tell=lambda line: None)
+    host = Host(registry.plugins, tell=lambda line: None)
     session = Session(host, Run(model, coded.name, experiment, None), coded, division, build, torch.device("cpu"))
     trained = session.compose(experiment)
     session.train(trained)
@@ -64,7 +65,9 @@ def test_popularity_markov_sasrec_and_a_shuffle(registry, coded):
     values = {model: metrics["ndcg@10"].value for model, metrics in found.items()}
     assert values["popularity"] < values["markov"] < values["sasrec"], values
     assert found["markov"]["ndcg@10"].low > found["popularity"]["ndcg@10"].high
-    bounded = [row for metrics in found.values() for name, row in metrics.items() if not name.startswith(("novelty", "gini", "coverage"))]
+    bounded = [
+        row for metrics in found.values() for name, row in metrics.items() if not name.startswith(("novelty", "gini", "coverage"))
+    ]
     assert max(row.value for row in bounded) < 0.9
     hurt = judge(registry, shuffled(coded), "markov")["ndcg@10"]
     assert hurt.high < found["markov"]["ndcg@10"].low, (hurt.value, values)

@@ -67,7 +67,18 @@ def test_fifteen_lines_make_a_plugin(environment, tmp_path):
     assert (models["newest"]["distribution"], models["newest"]["version"]) == ("userec-newest", "0.1")
     call(python, "userec", "plugins", "check", "newest", cwd=tmp_path)
     out = tmp_path / "out"
-    words = ("--model", "newest", "--dataset", "ttl@sample", "--set", "train.epochs=15", "--set", "train.lr=0.03", "--out", str(out))
+    words = (
+        "--model",
+        "newest",
+        "--dataset",
+        "ttl@sample",
+        "--set",
+        "train.epochs=15",
+        "--set",
+        "train.lr=0.03",
+        "--out",
+        str(out),
+    )
     call(python, "userec", "run", *words, cwd=tmp_path)
     report = json.loads((out / "report.json").read_text())
     value = {row["metric"]: row for row in report["metrics"] if row["split"] == "test"}["ndcg@10"]

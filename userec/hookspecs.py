@@ -114,7 +114,7 @@ def userec_run_started(run: Any) -> None:
     Example:
         @hookimpl
         def userec_run_started(run):
-            print("started", run.experiment.model)
+            print("started", run.model)
     """
 
 

@@ -6,22 +6,28 @@ import pytest
 
 from userec.engine.experiment import Experiment, merge, read_file, read_settings, resolve, to_toml
 from userec.errors import UserError
+from userec.schema import NEXT
 
 SAID = {"dataset": {"name": "toy"}, "encoder": {"name": "m"}}
 
 
 def test_what_is_said_stands_over_the_recipe_over_the_defaults():
     recipe = {"objective": {"item": {"name": "next_item", "price": "bce"}}, "train": {"lr": 0.5, "epochs": 3}}
-    experiment = resolve({**SAID, "train": {"epochs": 7}}, recipe, "item")
+    experiment = resolve({**SAID, "train": {"epochs": 7}}, recipe, NEXT)
     assert (experiment.train.lr, experiment.train.epochs, experiment.train.accumulate) == (0.5, 7, 1)
     assert experiment.objective.settings == {"price": "bce"}
 
 
 def test_another_objective_takes_none_of_the_recipes_settings():
     recipe = {"objective": {"item": {"name": "next_item", "price": "bce"}}}
-    assert resolve({**SAID, "objective": {"name": "labelled"}}, recipe, "item").objective.settings == {}
-    kept = resolve({**SAID, "objective": {"negatives": 3}}, recipe, "item").objective
+    assert resolve({**SAID, "objective": {"name": "labelled"}}, recipe, NEXT).objective.settings == {}
+    kept = resolve({**SAID, "objective": {"negatives": 3}}, recipe, NEXT).objective
     assert (kept.name, kept.settings) == ("next_item", {"price": "bce", "negatives": 3})
+
+
+def test_a_setting_without_a_name_belongs_to_the_one_that_is_named():
+    assert merge({"encoder": {"name": "sasrec"}}, {"encoder": {"dim": 8}}) == {"encoder": {"name": "sasrec", "dim": 8}}
+    assert merge({"encoder": {"dim": 8}}, {"encoder": {"name": "sasrec"}}) == {"encoder": {"name": "sasrec", "dim": 8}}
 
 
 def test_merge_does_not_change_what_it_merges():
@@ -49,10 +55,10 @@ def test_a_setting_without_key_and_value_is_refused(setting):
 
 
 def test_an_experiment_is_the_same_after_toml():
-    experiment = resolve({**SAID, "train": {"patience": None, "steps": 5}, "evaluators": ["ranking"]}, {}, "item")
+    experiment = resolve({**SAID, "train": {"patience": None, "steps": 5}, "evaluators": ["ranking"]}, {}, NEXT)
     text = to_toml(experiment)
     assert tomllib.loads(text)["train"]["patience"] == "none"
-    path_values = resolve(_read(text), {"train": {"patience": 3}}, "item")
+    path_values = resolve(_read(text), {"train": {"patience": 3}}, NEXT)
     assert path_values == experiment
 
 
@@ -78,14 +84,14 @@ def _read(text):
 )
 def test_a_mistake_names_the_key_and_the_way_out(said, message):
     with pytest.raises(UserError, match=message):
-        resolve({**SAID, **said}, {}, "item")
+        resolve({**SAID, **said}, {}, NEXT)
 
 
 def test_every_mistake_is_told_at_once():
     with pytest.raises(UserError) as caught:
-        resolve({**SAID, "train": {"ephocs": 3, "lr": "x"}, "batch": {"row": 3}}, {}, "item")
+        resolve({**SAID, "train": {"ephocs": 3, "lr": "x"}, "batch": {"row": 3}}, {}, NEXT)
     assert len(str(caught.value).splitlines()) == 3
 
 
 def test_defaults_make_an_experiment():
-    assert isinstance(resolve(SAID, {}, "item"), Experiment)
+    assert isinstance(resolve(SAID, {}, NEXT), Experiment)

@@ -14,6 +14,7 @@ from userec.errors import UserError
 from userec.evaluator.contract import Metric
 from userec.kernel.dispatch import Kernels
 from userec.registry import load
+from userec.schema import NEXT
 from userec.testing.tiny import TinyDataset
 
 
@@ -29,13 +30,13 @@ def session_of(parts, toy, **train):
     plugins = {**registry.plugins, "encoders": {**registry.plugins["encoders"], toy.name: toy}}
     said = {"encoder": {"name": toy.name}, "dataset": {"name": "tiny"}, "objective": {"name": "next_item"}}
     said |= {"split": {"name": "leave_last"}, "batch": {"rows": 8}, "train": train}
-    experiment = resolve(said, {}, "item")
+    experiment = resolve(said, {}, NEXT)
     division = divide(coded, experiment.split)
     kernels = Kernels(kernel for provided in plugins["kernels"].values() for kernel in provided)
     build = Builder.of(plugins, coded, kernels, division.train)
     told = []
     session = Session(
-        Host(plugins, registry.hook, tell=told.append), Run(toy.name, "tiny", experiment, None), coded, division, build, torch.device("cpu")
+        Host(plugins, tell=told.append), Run(toy.name, "tiny", experiment, None), coded, division, build, torch.device("cpu")
     )
     return session, experiment, told
 
@@ -66,7 +67,7 @@ def test_the_same_seed_gives_the_same_weights_and_another_seed_others(parts, toy
     assert not same(found[0], found[2])
 
 
-@pytest.mark.parametrize("train", [{"epochs": 4}, {"steps": 17, "validate_every": 4}])
+@pytest.mark.parametrize("train", [{"epochs": 4}, {"steps": 17, "validate_steps": 4}])
 def test_a_run_cut_in_the_middle_and_resumed_ends_as_if_nothing_had_been(parts, toy, train, tmp_path, monkeypatch):
     session, experiment, _ = session_of(parts, toy, **train)
     whole = session.compose(experiment)

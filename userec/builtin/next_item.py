@@ -67,20 +67,29 @@ class NextItem(Objective):
         self.needs = Can.GRADIENT
         self.needs |= Can.NOTHING if config.positions == "last" else Can.CAUSAL
         self.needs |= Can.SCORE_CATALOG if config.negatives is None else Can.NOTHING
-        self.build = build
+        self.build, self.positions = build, config.positions
         self.shared = config.shared or config.sampler == "in_batch"
         self.fused = build.op("linear_cross_entropy")
         self.register_buffer("log_p", torch.zeros(1), persistent=False)
         self._draw_from(build.schema.all_tasks[0].space)
 
     def begin_task(self, encoder: Encoder, tasks: tuple[str, ...], phase: str) -> None:
-        """Negatives come from the space of the group's tasks."""
-        self._draw_from(self.build.schema.task(tasks[0]).space)
+        """Negatives come from the space of the task, which must be one that the events answer.
+
+        Where one encoding answers one position only, the loader cuts a row a question, and the last position alone is asked."""
+        task = self.build.schema.task(tasks[0])
+        if not task.events:
+            raise UserError(
+                f"objective 'next_item' asks for the next event; task {task.name!r} has labels: use --objective labelled"
+            )
+        if Can.ANY_POSITION not in encoder.offers:
+            self.positions = "last"
+        self._draw_from(task.space)
 
     def prepare(self, batch: Batch, rng: torch.Generator) -> Batch:
         """Rows of window + 1 events -> questions. `query.ids` is [B, Q, 1 + K] with the answer in column 0, or, where all share
         them, the K negatives alone: [1, 1, K]."""
-        batch = questions.next_item(batch, self.config.positions, rng)
+        batch = questions.next_item(batch, self.positions, rng)
         if self.config.negatives is None:
             return batch
         assert batch.targets is not None

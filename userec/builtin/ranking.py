@@ -39,7 +39,7 @@ class RankingConfig(Config):
     """List lengths of coverage, Gini and novelty; empty = none."""
     filter_seen: bool | None = None
     """Items of the user's history are not ranked, except his targets. None = where people do not return to items: fewer than
-    one in a hundred training events repeats an item. Dropping them where people do return would hand the returns to every model."""
+    one in a hundred training events repeats an item. Dropped where people do return, their returns would be given away."""
     candidates: PositiveInt | None = None
     """Uniform candidates a user beside his targets, drawn once with `seed`; None = the whole catalogue."""
     seed: int = Field(0, ge=0)

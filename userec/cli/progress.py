@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any, TextIO
 
+import pluggy
 from rich import box
 from rich.console import Console as RichConsole
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from rich.table import Table
 
+from userec.errors import UserError
 from userec.markers import hookimpl
 
 LINE_SECONDS = 15.0
@@ -18,6 +20,27 @@ LINE_SECONDS = 15.0
 
 PLAIN_WIDTH = 120
 """Columns, where there is no terminal to ask."""
+
+
+class Observers:
+    """Calls every observer of a hook, each alone: one that raises is told of and not called again; the run goes on."""
+
+    def __init__(self, manager: pluggy.PluginManager, warn: Callable[[str], None]) -> None:
+        self.manager, self.warn = manager, warn
+        self.failed: set[str] = set()
+
+    def __call__(self, hook: str, **values: Any) -> None:
+        """The hook with its arguments."""
+        for observer in getattr(self.manager.hook, hook).get_hookimpls():
+            if observer.plugin_name in self.failed:
+                continue
+            try:
+                observer.function(*(values[name] for name in observer.argnames))
+            except UserError:
+                raise
+            except Exception as error:
+                self.failed.add(observer.plugin_name)
+                self.warn(f"observer {observer.plugin_name} failed in {hook} and is left out: {type(error).__name__}: {error}")
 
 
 class Console:
@@ -72,7 +95,7 @@ class Console:
 
 
 def result_tables(report: dict[str, Any], headlines: Mapping[str, tuple[str, ...]]) -> Iterator[Table]:
-    """A table an evaluator: test metrics (of `headlines`, by evaluator, where it names some) with 95 % intervals, baselines beside."""
+    """A table an evaluator: its test metrics (those of `headlines`, where it has some) with intervals, baselines beside."""
     model, data = report["experiment"]["encoder"]["name"], report["dataset"]["name"]
     beside = {(row["encoder"], *_key(row)): row for row in report["baselines"]}
     test = [row for row in report["metrics"] if row["split"] == "test"]

@@ -30,15 +30,18 @@ def run(
 ) -> None:
     """Train a model on a data set and report trustworthy metrics."""
     from userec.engine.experiment import merge, read_file, read_settings
+    from userec.errors import UserError
 
+    if resume and out is None:
+        raise UserError("--resume needs --out DIR: the folder of the run to go on with")
     said: dict[str, Any] = read_file(config) if config is not None else {}
-    said = merge(said, read_settings(set_ or []))
     for section, name in (("encoder", model), ("dataset", dataset), ("objective", objective), ("split", split)):
         if name is not None:
             said = merge(said, {section: {"name": name}})
     for key, value in (("evaluators", evaluator or None), ("task", task), ("seed", seed), ("device", device)):
         if value is not None:
             said[key] = value
+    said = merge(said, read_settings(set_ or []))
     start(ctx, said, columns=columns, data_dir=data_dir, out=out, resume=resume, as_json=as_json)
 
 
@@ -54,8 +57,8 @@ def start(
 ) -> None:
     """Find the plugins and the data, run, and print the result."""
     from userec.cli.locate import open_dataset
-    from userec.cli.output import registry_of
-    from userec.cli.progress import Console, result_tables
+    from userec.cli.output import registry_of, warn
+    from userec.cli.progress import Console, Observers, result_tables
     from userec.engine import run as engine
     from userec.engine.session import Host
     from userec.errors import UserError
@@ -73,9 +76,10 @@ def start(
         console.tell(
             f"{opened.name}: the embedded generated sample, not the real data; `userec data fetch` or --data-dir gives that"
         )
-    registry.manager.register(console)
+    registry.manager.register(console, "console")
     about = {entry.distribution: entry.version for entry in registry.installed if entry.status == "ok"}
-    host = Host(registry.plugins, registry.hook, lambda kind, name: describe(registry, kind, name), console.tell, about)
+    notify = Observers(registry.manager, warn)
+    host = Host(registry.plugins, notify, lambda kind, name: describe(registry, kind, name), console.tell, about)
     folder = out if out is not None else free_folder(Path("runs"), f"{said['encoder']['name']}-{opened.name}")
     with console:
         report = engine.run(host, said, opened.dataset, opened.name, cache_folder() / "coded", folder, resume)
@@ -93,15 +97,16 @@ def start(
 def named(registry: Any, said: dict[str, Any]) -> dict[str, Any]:
     """What was said, every plugin by the key it has in the registry. Raises UserError for a name that nothing answers to."""
 
-    def key(kind: str, name: str) -> Any:
-        registry.find(kind, name)
-        return registry.key(kind, name)
+    def key(kind: str, name: Any) -> Any:
+        registry.find(kind, str(name))
+        return registry.key(kind, str(name))
 
     said = {**said, "encoder": {**said["encoder"], "name": key("encoders", said["encoder"]["name"])}}
     if isinstance(said.get("objective"), dict) and "name" in said["objective"]:
         said["objective"] = {**said["objective"], "name": key("objectives", said["objective"]["name"])}
     if said.get("evaluators"):
-        said["evaluators"] = [key("evaluators", name) for name in said["evaluators"]]
+        names = said["evaluators"]
+        said["evaluators"] = [key("evaluators", name) for name in (names if isinstance(names, list) else [names])]
     return said
 
 

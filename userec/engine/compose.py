@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from userec.capability import Can
-from userec.config import Ref, parse
+from userec.config import Config, Ref, parse
 from userec.dataset.events import Coded, Events
 from userec.encoder.contract import Encoder
 from userec.encoder.table import EmbeddingTable
@@ -85,11 +85,22 @@ class Builder:
         return x
 
     def _make(self, kind: str, word: str, ref: Ref | str) -> Any:
-        ref = Ref(name=ref) if isinstance(ref, str) else ref
-        found = self.plugins[kind].get(ref.name)
-        if found is None:
-            raise unknown(word, ref.name, self.plugins[kind])
-        return found(parse(found.Config, ref.settings, word), self)
+        found, config = configure(self.plugins, kind, word, Ref(name=ref) if isinstance(ref, str) else ref)
+        return found(config, self)
+
+
+def configure(plugins: Plugins, kind: str, word: str, ref: Ref) -> tuple[Any, Config]:
+    """The plugin's class and its settings, parsed. Raises UserError: an unknown plugin, or settings it does not take."""
+    found = plugins[kind].get(ref.name)
+    if found is None:
+        raise unknown(word.partition(".")[0], ref.name, plugins[kind])
+    return found, parse(found.Config, ref.settings, word)
+
+
+def complete(plugins: Plugins, kind: str, word: str, ref: Ref) -> Ref:
+    """The same reference with every setting, defaults included."""
+    _, config = configure(plugins, kind, word, ref)
+    return Ref(**{**config.model_dump(mode="json"), "name": ref.name})
 
 
 def fields_of(schema: Schema) -> frozenset[str]:

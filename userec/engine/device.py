@@ -20,6 +20,8 @@ def device_of(name: str) -> torch.device:
         raise UserError(
             f"--device {name}: this machine has no CUDA device that torch {torch.__version__} can use; leave it out for cpu"
         )
+    if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
+        raise UserError(f"--device {name}: this machine has {torch.cuda.device_count()} CUDA devices, numbered from 0")
     if device.type not in ("cpu", "cuda"):
         raise UserError(f"unknown --device {name!r}: cpu, cuda or cuda:N")
     return device

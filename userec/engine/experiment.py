@@ -14,6 +14,7 @@ from userec.config import Config, Ref, parse
 from userec.dataset.loader import BatchConfig
 from userec.dataset.split import SplitConfig
 from userec.errors import UserError, unknown
+from userec.schema import Task
 
 
 class TrainConfig(Config):
@@ -32,8 +33,11 @@ class TrainConfig(Config):
     """Batches a step."""
     epochs: int = Setting(20, ge=0)
     steps: int | None = Setting(None, ge=0)
-    """Train so many steps instead of epochs; `validate_every` then counts steps."""
+    """Train so many steps instead of epochs."""
     validate_every: int = Setting(1, ge=1)
+    """Epochs from one validation to the next."""
+    validate_steps: int | None = Setting(None, ge=1)
+    """Steps from one validation to the next, instead of epochs."""
     validate_users: int | None = Setting(None, ge=1)
     """Validate on a fixed seeded sample of users; the report's validation rows are on all of them."""
     monitor: str = "ranking/ndcg@10"
@@ -59,7 +63,7 @@ class Experiment(Config):
     split: SplitConfig = SplitConfig()
     batch: BatchConfig = BatchConfig()
     train: TrainConfig = TrainConfig()
-    seed: int = 0
+    seed: int = Setting(0, ge=0, lt=2**32)
     device: str = "cpu"
 
 
@@ -67,12 +71,15 @@ Values = dict[str, Any]
 
 
 def merge(under: Mapping[str, Any], over: Mapping[str, Any]) -> Values:
-    """`over` laid on `under`, table by table. A table with another `name` replaces the whole one under it."""
+    """`over` laid on `under`, table by table. A table that names another plugin replaces the whole one under it."""
     merged = dict(under)
     for key, value in over.items():
         below = merged.get(key)
-        same = isinstance(value, Mapping) and isinstance(below, Mapping) and value.get("name") in (None, below.get("name"))
-        merged[key] = merge(below, value) if same and isinstance(below, Mapping) else value
+        if isinstance(value, Mapping) and isinstance(below, Mapping):
+            names = {table["name"] for table in (value, below) if "name" in table}
+            merged[key] = merge(below, value) if len(names) < 2 else value
+        else:
+            merged[key] = value
     return merged
 
 
@@ -81,9 +88,9 @@ def read_file(path: Path) -> Values:
     try:
         return _with_none(tomllib.loads(path.read_text(encoding="utf-8")))
     except OSError as error:
-        raise UserError(f"cannot read --config {path}: {error.strerror}") from None
+        raise UserError(f"cannot read {path}: {error.strerror}") from None
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-        raise UserError(f"--config {path} is not TOML: {error}") from None
+        raise UserError(f"{path} is not TOML: {error}") from None
 
 
 def read_settings(settings: Sequence[str]) -> Values:
@@ -114,13 +121,16 @@ def _value(text: str) -> Any:
         return _with_none(text)
 
 
-def resolve(said: Mapping[str, Any], recipe: Mapping[str, Any], task_kind: str) -> Experiment:
-    """What the user said over the encoder's recipe over the defaults. Raises UserError at an unknown or mistyped key."""
+def resolve(said: Mapping[str, Any], recipe: Mapping[str, Any], task: Task) -> Experiment:
+    """What the user said over the encoder's recipe for such a task over the defaults.
+
+    A recipe's `objective` has the keys `item` (for a task that the events themselves answer) and `label` (for one that a table
+    of labels answers). Raises UserError at an unknown or mistyped key."""
     for section in said:
         if section not in Experiment.model_fields:
             raise unknown("section", section, Experiment.model_fields)
     recipe = dict(recipe)
-    objective = recipe.pop("objective", {}).get(task_kind)
+    objective = recipe.pop("objective", {}).get("item" if task.events else "label")
     if objective is not None:
         recipe["objective"] = objective
     return parse(Experiment, merge(recipe, said), "")

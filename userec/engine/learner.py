@@ -7,6 +7,7 @@ import math
 from collections.abc import Iterable
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -21,7 +22,7 @@ OPTIMIZERS = {"adam": torch.optim.Adam, "adamw": torch.optim.AdamW, "sgd": torch
 
 def make_optimizer(parameters: Iterable[Tensor], config: TrainConfig) -> torch.optim.Optimizer:
     """The optimizer over what requires a gradient."""
-    settings: dict[str, Any] = {"lr": config.lr, "weight_decay": config.weight_decay, "fused": True}
+    settings: dict[str, Any] = {"lr": config.lr, "weight_decay": config.weight_decay, "fused": config.optimizer != "adagrad"}
     if config.optimizer in ("adam", "adamw"):
         settings["betas"] = config.betas
     return OPTIMIZERS[config.optimizer]([p for p in parameters if p.requires_grad], **settings)
@@ -53,8 +54,9 @@ class GradientLearner:
         values: dict[str, float] = {}
         targets = 0
         for i, batch in enumerate(batches):
-            rng = torch.Generator().manual_seed(_mix(self.seed, step, i))
-            torch.manual_seed(_mix(self.seed, step, i) + 1)
+            drawn, dropped = np.random.SeedSequence((self.seed, step, i)).generate_state(2, np.uint64)
+            rng = torch.Generator().manual_seed(int(drawn))
+            torch.manual_seed(int(dropped))
             prepared = self.objective.prepare(batch, rng)
             prepared = dataclasses.replace(prepared, history=dataclasses.replace(prepared.history, epoch=epoch)).to(self.device)
             with torch.autocast(self.device.type, torch.bfloat16, enabled=self.config.precision == "bf16"):
@@ -63,10 +65,12 @@ class GradientLearner:
                 raise DivergedError(
                     f"the loss is {float(result.loss)} at step {step}: lower train.lr ({self.config.lr:g}) or set train.clip_norm"
                 )
-            (result.loss / len(batches)).backward()
+            (result.loss if len(batches) == 1 else result.loss * result.targets).backward()
             targets += result.targets
             for name, value in {"loss": result.loss, **result.parts}.items():
                 values[name] = values.get(name, 0.0) + float(value.detach()) / len(batches)
+        if len(batches) > 1:  # each loss is a mean over its questions: so many questions are one mean
+            torch._foreach_div_([p.grad for p in self.parameters if p.grad is not None], max(targets, 1))
         if self.config.clip_norm is not None:
             values["grad_norm"] = float(torch.nn.utils.clip_grad_norm_(self.parameters, self.config.clip_norm))
         self.optimizer.step()
@@ -80,7 +84,3 @@ def count(encoder: Encoder, batches: Iterable[Batch], device: torch.device) -> i
         encoder.partial_fit(batch.to(device))
         events += int(batch.history.mask.sum())
     return events
-
-
-def _mix(seed: int, step: int, part: int) -> int:
-    return (seed * 1_000_003 + step) * 64 + 2 * part

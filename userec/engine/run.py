@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import platform
 import time
 from collections.abc import Mapping
@@ -11,15 +12,15 @@ from typing import Any
 
 import torch
 
-from userec.config import Ref
+from userec.config import Ref, parse
 from userec.dataset import cache
 from userec.dataset.contract import Dataset
 from userec.dataset.events import Coded
 from userec.dataset.split import Division, divide, target_hash
-from userec.engine.compose import Builder
+from userec.engine.compose import Builder, Plugins, complete, configure
 from userec.engine.device import choose_matmul, device_of, peak_rss_mb
 from userec.engine.experiment import Experiment, read_file, resolve, to_toml
-from userec.engine.session import Host, Model, Run, Session, counts_of, task_of
+from userec.engine.session import Host, Model, Run, Session, counts_of, evaluator_ref
 from userec.errors import UserError, unknown
 from userec.evaluator.contract import Evaluator
 from userec.kernel.dispatch import Kernels
@@ -28,26 +29,47 @@ from userec.report import SCHEMA, write_json, write_per_user
 VERSIONS = ("userec", "torch", "numpy", "pandas", "scipy", "pyarrow")
 
 
-def prepare_folder(out: Path, experiment: Experiment, resume: bool) -> None:
-    """Make the run's folder and write `experiment.toml`. Raises UserError where it holds something else or cannot be written."""
+def settle(plugins: Plugins, said: Mapping[str, Any], dataset: Dataset) -> Experiment:
+    """Every value of the run, defaults of every plugin included; what is misspelt or mistyped is told before any data is read.
+
+    Raises UserError."""
+    tasks = {task.name: task for group in dataset.tasks for task in group}
+    task = said.get("task")
+    if task is not None and task not in tasks:
+        raise unknown("task", str(task), tasks)
+    encoder, _ = configure(plugins, "encoders", "encoder", Ref(**said["encoder"]))
+    experiment = resolve(said, encoder.recipe, tasks[task] if task is not None else next(iter(tasks.values())))
+    for name in (*(experiment.evaluators or ()), *experiment.evaluator):
+        if name not in plugins["evaluators"]:
+            raise unknown("evaluator", name, plugins["evaluators"])
+    names = experiment.evaluators if experiment.evaluators is not None else sorted(plugins["evaluators"])
+    refs = [complete(plugins, "evaluators", f"evaluator.{name}", evaluator_ref(experiment, name)) for name in names]
+    return experiment.model_copy(
+        update={
+            "dataset": Ref(**{**dataset.config.model_dump(mode="json"), "name": experiment.dataset.name}),
+            "encoder": complete(plugins, "encoders", "encoder", experiment.encoder),
+            "objective": experiment.objective and complete(plugins, "objectives", "objective", experiment.objective),
+            "evaluator": {ref.name: ref.settings for ref in refs},
+        }
+    )
+
+
+def check_folder(out: Path, experiment: Experiment, resume: bool) -> None:
+    """Make the run's folder, or see that it holds this very run. Raises UserError where it does not, or cannot be written."""
     settings = out / "experiment.toml"
-    if resume:
-        if not settings.is_file():
-            raise UserError(f"--resume: {out} holds no run (no experiment.toml); leave --resume out to start one there")
-        if (differing := _differences(read_file(settings), experiment)) != []:
-            raise UserError(f"--resume: {settings} was made with other settings ({', '.join(differing)}); use another --out")
-        return
-    try:
-        if out.exists() and (not out.is_dir() or any(out.iterdir())):
-            raise UserError(f"--out {out} is not empty; choose another folder, or --resume to go on with the run in it")
-        out.mkdir(parents=True, exist_ok=True)
-        settings.write_text(to_toml(experiment), encoding="utf-8")
-    except OSError as error:
-        raise UserError(f"cannot write to --out {out}: {error.strerror}") from None
+    if resume and not settings.is_file():
+        raise UserError(f"--resume: {out} holds no run (no experiment.toml); leave --resume out to start one there")
+    if resume and (differing := _differences(read_file(settings), experiment)):
+        raise UserError(f"--resume: {settings} was made with other settings ({', '.join(differing)}); use another --out")
+    if not resume and out.exists() and (not out.is_dir() or any(out.iterdir())):
+        raise UserError(f"--out {out} is not empty; choose another folder, or --resume to go on with the run in it")
+    parent = next(path for path in (out, *out.absolute().parents) if path.exists())
+    if not parent.is_dir() or not os.access(parent, os.W_OK):
+        raise UserError(f"cannot write to --out {out}: {parent} is {'not writable' if parent.is_dir() else 'no folder'}")
 
 
 def _differences(values: Mapping[str, Any], experiment: Experiment) -> list[str]:
-    before = resolve(values, {}, "item").model_dump(mode="json")
+    before = parse(Experiment, values, "").model_dump(mode="json")
     now = experiment.model_dump(mode="json")
     return [key for key in now if before[key] != now[key]]
 
@@ -59,13 +81,12 @@ def run(
 
     Raises UserError for anything the user can mend."""
     began = time.perf_counter()
-    recipe = _encoder_class(host, said["encoder"]["name"]).recipe
-    resolve(said, recipe, "item")  # a misspelt setting is told before any data is read
-    device = device_of(said.get("device", "cpu"))
+    experiment = settle(host.plugins, said, dataset)
+    device = device_of(experiment.device)
+    check_folder(out, experiment, resume)
     coded = cache.load(dataset, cache_folder)
     for note in coded.notes:
         host.tell(note)
-    experiment = resolve(said, recipe, task_of(coded, said.get("task")).kind)
     division = divide(coded, experiment.split)
     host.tell(f"split {division.name}: {division.note}")
     matmul = choose_matmul()
@@ -74,10 +95,9 @@ def run(
     session = Session(host, about, coded, division, Builder.of(host.plugins, coded, kernels, division.train), device)
     model = session.compose(experiment)
     evaluators, skipped = choose_evaluators(session, model)
-    prepare_folder(out, experiment, resume)
-    _write_vocabulary(out / "checkpoint", coded, model)
+    _write_settings(out, experiment, coded, model)
     load_s = time.perf_counter() - began
-    host.hook.userec_run_started(run=about)
+    host.notify("userec_run_started", run=about)
     session.train(model, out / "checkpoint", resume)
     _tell_best(host, model)
     rows = session.evaluate(model, evaluators)
@@ -97,7 +117,7 @@ def run(
     }
     write_per_user(out / "per_user.parquet", [*rows, *baselines], coded.vocabulary["user"].values)
     write_json(out / "report.json", report)
-    host.hook.userec_run_finished(run=about, report=report)
+    host.notify("userec_run_finished", run=about, report=report)
     return report
 
 
@@ -119,24 +139,13 @@ def _timing(model: Model) -> dict[str, float]:
     return {"train_s": progress.seconds, "evaluate_s": model.evaluate_s, "epochs": progress.epoch, "targets_per_s": speed}
 
 
-def _encoder_class(host: Host, name: str) -> Any:
-    found = host.plugins["encoders"].get(name)
-    if found is None:
-        raise unknown("model", name, host.plugins["encoders"])
-    return found
-
-
 def choose_evaluators(session: Session, model: Model) -> tuple[list[Evaluator], list[dict[str, str]]]:
     """All that fit, and for what does not, the reason. One that the user named must fit, else UserError."""
     named = model.experiment.evaluators
-    known = session.build.plugins["evaluators"]
-    for name in (*(named or ()), *model.experiment.evaluator):
-        if name not in known:
-            raise unknown("evaluator", name, known)
     chosen: list[Evaluator] = []
     skipped: list[dict[str, str]] = []
-    for name in named if named is not None else sorted(known):
-        evaluator = model.build.evaluator(Ref(name=name, **model.experiment.evaluator.get(name, {})))
+    for name in named if named is not None else sorted(session.build.plugins["evaluators"]):
+        evaluator = session.evaluator(model, name)
         reasons = session.refusals(model, evaluator)
         if not reasons:
             chosen.append(evaluator)
@@ -148,9 +157,7 @@ def choose_evaluators(session: Session, model: Model) -> tuple[list[Evaluator], 
         else:
             skipped.append({"evaluator": name, "reason": "; ".join(reasons)})
     judged = {kind for evaluator in chosen for kind in evaluator.judges}
-    left = [
-        task.name for task in session.coded.schema.all_tasks if task.kind not in judged and task.name not in model.view.trained
-    ]
+    left = [task.name for task in session.coded.schema.all_tasks if task.kind not in judged and task.name not in model.trained]
     if left:
         skipped.append({"evaluator": "*", "reason": f"no evaluator that runs here judges the label tasks {', '.join(left)}"})
     return chosen, skipped
@@ -159,20 +166,21 @@ def choose_evaluators(session: Session, model: Model) -> tuple[list[Evaluator], 
 def _untrained(session: Session, model: Model, evaluator: Evaluator) -> list[str]:
     if "item" not in evaluator.judges:
         return []
-    others = [task.name for task in session.coded.schema.all_tasks if task.kind == "item" and task.name not in model.view.trained]
-    trained = ", ".join(model.view.trained)
-    return [f"task {task!r}: {model.name!r} is trained on {trained} and does not offer MANY_TASKS" for task in others]
+    others = [task.name for task in session.coded.schema.all_tasks if task.kind == "item" and task.name not in model.trained]
+    trained = ", ".join(model.trained)
+    return [f"task {task!r}: {model.name!r} is trained on {trained}" for task in others]
 
 
 def _split(division: Division) -> dict[str, Any]:
     return {"name": division.name, "target": division.config.target, "leaky": division.leaky, "note": division.note}
 
 
-def _write_vocabulary(folder: Path, coded: Coded, model: Model) -> None:
-    """External ids of every space that the encoder may meet: they travel with the checkpoint."""
-    folder.mkdir(parents=True, exist_ok=True)
+def _write_settings(out: Path, experiment: Experiment, coded: Coded, model: Model) -> None:
+    """`experiment.toml`, and the external ids of every space that the encoder may meet: they travel with the checkpoint."""
     spaces = [space for space in coded.vocabulary if space != "user" or "user" in model.encoder.reads]
-    write_json(folder / "vocabulary.json", {space: coded.vocabulary[space].values.tolist() for space in spaces})
+    (out / "checkpoint").mkdir(parents=True, exist_ok=True)
+    (out / "experiment.toml").write_text(to_toml(experiment), encoding="utf-8")
+    write_json(out / "checkpoint" / "vocabulary.json", {space: coded.vocabulary[space].values.tolist() for space in spaces})
 
 
 def _tell_best(host: Host, model: Model) -> None:

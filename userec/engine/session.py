@@ -20,7 +20,7 @@ from userec.dataset.loader import TrainLoader
 from userec.dataset.split import Division
 from userec.encoder.contract import Encoder
 from userec.engine import checkpoint
-from userec.engine.compose import Builder, Describe, Plugins, by_name, check, misfits, trainable
+from userec.engine.compose import Builder, Describe, Plugins, by_name, check, configure, misfits, trainable
 from userec.engine.experiment import Experiment, resolve
 from userec.engine.learner import GradientLearner, count
 from userec.engine.trainer import Progress, Trainer
@@ -32,13 +32,17 @@ from userec.schema import FIRST, Task
 SPLITS: tuple[Split, ...] = ("valid", "test")
 
 
+def silent(hook: str, **values: Any) -> None:
+    """No observers."""
+
+
 @dataclass(frozen=True)
 class Host:
     """What the engine is handed by whoever starts it; the engine itself imports no plugin."""
 
     plugins: Plugins
-    hook: Any
-    """Pluggy's relay to the observers."""
+    notify: Callable[..., None] = silent
+    """`notify(hook, **values)` calls every observer."""
     describe: Describe = by_name
     tell: Callable[[str], None] = print
     """Called with each line that the user should read."""
@@ -92,7 +96,8 @@ class Model:
     experiment: Experiment
     stages: list[tuple[tuple[str, ...], str]]
     """(task group, phase), in training order."""
-    view: View
+    trained: tuple[str, ...]
+    """The tasks of all stages."""
     build: Builder
     progress: Progress = field(default_factory=Progress)
     evaluate_s: float = 0.0
@@ -109,31 +114,33 @@ class Session:
         torch.manual_seed(experiment.seed)
         encoder = self.build.encoder(experiment.encoder).to(self.device)
         build = self.build.with_dim(encoder.dim)
+        known = ", ".join(sorted(build.plugins["objectives"]))
         if trainable(encoder) and experiment.objective is None:
-            known = ", ".join(sorted(build.plugins["objectives"]))
             raise UserError(f"encoder {encoder.name!r} names no objective for this task: choose one with --objective ({known})")
-        objective = build.objective(experiment.objective) if trainable(encoder) and experiment.objective else None
-        stages = [(group, phase) for group in self._groups(encoder, experiment) for phase in encoder.phases]
+        if not trainable(encoder) and experiment.objective is not None:
+            raise UserError(f"encoder {encoder.name!r} counts, it does not train by gradient: leave --objective out")
+        objective = build.objective(experiment.objective) if experiment.objective is not None else None
+        stages: list[tuple[tuple[str, ...], str]] = [
+            ((task_of(self.coded, experiment.task).name,), phase) for phase in encoder.phases
+        ]
         if objective is not None:
             objective.begin_task(encoder, *stages[0])  # what it hides may depend on the task
         check(encoder, objective, self.coded.schema, build, self.host.describe)
         trained = tuple(dict.fromkeys(task for group, _ in stages for task in group))
+        return Model(encoder.name, encoder, experiment, stages, trained, build)
+
+    def view(self, model: Model, evaluator: Evaluator, users: int | None = None) -> View:
+        """The data with the fields that the model and the evaluator read."""
         data = SplitData(
             self.coded,
             self.division,
-            trained=trained,
-            window=encoder.window,
-            fields=encoder.reads,
-            seed=experiment.seed,
-            config=experiment.batch,
+            trained=model.trained,
+            window=model.encoder.window,
+            fields=model.encoder.reads | evaluator.reads,
+            seed=model.experiment.seed,
+            config=model.experiment.batch,
         )
-        return Model(encoder.name, encoder, experiment, stages, View(data, self.device), build)
-
-    def _groups(self, encoder: Encoder, experiment: Experiment) -> list[tuple[str, ...]]:
-        schema = self.coded.schema
-        if Can.MANY_TASKS in encoder.offers and experiment.task is None:
-            return [tuple(task.name for task in group) for group in schema.tasks]
-        return [(task_of(self.coded, experiment.task).name,)]
+        return View(data, self.device, users)
 
     def train(self, model: Model, folder: Path | None = None, resume: bool = False) -> None:
         """Train through all stages; checkpoints go to `folder`, best weights are restored."""
@@ -196,38 +203,48 @@ class Session:
             checkpoint.save(folder, "best", tensors, {"model": model.name, "tasks": list(tasks), "step": 0})
 
     def _notify(self, step: int, total: int, values: dict[str, float]) -> None:
-        self.host.hook.userec_progress(run=self.run, step=step, values=values)
+        self.host.notify("userec_progress", run=self.run, step=step, values=values)
 
     def _validation(self, model: Model, tasks: tuple[str, ...]) -> Callable[[], Metric | None]:
         """The monitored metric of the first task on the validation split; None where nobody can say it."""
         monitor = model.experiment.train.monitor
         name, _, metric_name = monitor.partition("/")
-        evaluator = model.build.evaluator(Ref(name=name, **model.experiment.evaluator.get(name, {})))
-        view = View(model.view.data, self.device, model.experiment.train.validate_users)
-        reasons = self.refusals(model, evaluator)
+        evaluator = self.evaluator(model, name)
+        if reasons := misfits(model.encoder, evaluator, self.coded.schema):
+            return self._unmonitored(monitor, reasons)
+        view = self.view(model, evaluator, model.experiment.train.validate_users)
+        reasons = evaluator.refuses(model.encoder, view)
         if not view.questions("valid", tasks[0]):
             reasons = [*reasons, f"split {self.division.name!r} holds no validation question of task {tasks[0]!r}"]
         if reasons:
-            self.host.tell(f"no validation by {monitor}: {reasons[0]}; training runs to its end and the last weights are kept")
-            return lambda: None
+            return self._unmonitored(monitor, reasons)
 
-        def validate() -> Metric | None:
+        def validate(seen: View = view) -> Metric | None:
             began = time.perf_counter()
             model.encoder.eval()
             with torch.no_grad():
-                metrics = {
-                    m.metric: m for m in evaluator.evaluate(model.encoder, view, "valid") if m.task == tasks[0] and not m.slice
-                }
+                found = [m for m in evaluator.evaluate(model.encoder, seen, "valid") if m.task == tasks[0] and not m.slice]
             model.evaluate_s += time.perf_counter() - began
+            metrics = {m.metric.partition("~")[0]: m for m in found}
             if metric_name not in metrics:
                 raise unknown("metric", metric_name, metrics, f"train.monitor = {monitor!r}")
             return metrics[metric_name]
 
+        validate(self.view(model, evaluator, users=2))  # a monitor that is no metric is told before anything trains
         return validate
+
+    def _unmonitored(self, monitor: str, reasons: list[str]) -> Callable[[], Metric | None]:
+        self.host.tell(f"no validation by {monitor}: {reasons[0]}; training runs to its end and the last weights are kept")
+        return lambda: None
+
+    def evaluator(self, model: Model, name: str) -> Evaluator:
+        """The evaluator of that name with the run's settings of it."""
+        return model.build.evaluator(evaluator_ref(model.experiment, name))
 
     def refusals(self, model: Model, evaluator: Evaluator) -> list[str]:
         """Why the evaluator does not fit the model on this data; nothing where it does."""
-        return [*misfits(model.encoder, evaluator, self.coded.schema), *evaluator.refuses(model.encoder, model.view)]
+        reasons = misfits(model.encoder, evaluator, self.coded.schema)
+        return reasons or evaluator.refuses(model.encoder, self.view(model, evaluator))
 
     def evaluate(self, model: Model, evaluators: Iterable[Evaluator]) -> list[Row]:
         """Every metric of every evaluator on both splits, stamped."""
@@ -236,8 +253,9 @@ class Session:
         model.encoder.eval()
         with torch.no_grad():
             for evaluator in evaluators:
+                view = self.view(model, evaluator)
                 for split in SPLITS:
-                    found = evaluator.evaluate(model.encoder, model.view, split)
+                    found = evaluator.evaluate(model.encoder, view, split)
                     rows += [Row(model.name, evaluator.name, split, metric) for metric in found]
         model.evaluate_s += time.perf_counter() - began
         return rows
@@ -250,20 +268,25 @@ class Session:
             for ref in evaluator.baselines:
                 key = ref.model_dump_json()
                 if key not in made:
-                    made[key] = self.compose(baseline_of(experiment, ref, self.build.plugins))
+                    made[key] = self.compose(
+                        baseline_of(experiment, ref, self.build.plugins, task_of(self.coded, experiment.task))
+                    )
                     self.train(made[key])
                 if not self.refusals(made[key], evaluator):
                     rows += self.evaluate(made[key], [evaluator])
         return rows
 
 
-def baseline_of(experiment: Experiment, ref: Ref, plugins: Plugins) -> Experiment:
+def baseline_of(experiment: Experiment, ref: Ref, plugins: Plugins, task: Task) -> Experiment:
     """The same run with another encoder: its own recipe, the same data, split, task, evaluators and seed."""
     said = experiment.model_dump(exclude={"encoder", "objective", "train", "batch"})
-    found = plugins["encoders"].get(ref.name)
-    if found is None:
-        raise unknown("model", ref.name, plugins["encoders"])
-    return resolve({**said, "encoder": ref.model_dump()}, found.recipe, "item")
+    found, _ = configure(plugins, "encoders", "encoder", ref)
+    return resolve({**said, "encoder": ref.model_dump()}, found.recipe, task)
+
+
+def evaluator_ref(experiment: Experiment, name: str) -> Ref:
+    """The evaluator with the settings that the experiment has for it."""
+    return Ref(**{**experiment.evaluator.get(name, {}), "name": name})
 
 
 def task_of(coded: Coded, name: str | None) -> Task:

@@ -16,6 +16,7 @@ from userec.dataset.loader import TrainLoader
 from userec.engine import checkpoint
 from userec.engine.experiment import TrainConfig
 from userec.engine.learner import GradientLearner
+from userec.errors import UserError
 from userec.evaluator.contract import Metric
 
 CHECKPOINT_SECONDS = 300.0
@@ -56,7 +57,7 @@ class Trainer:
         self.notify, self.folder, self.about = notify, folder, about
         self.progress = Progress()
         self.best: dict[str, torch.Tensor] = {}
-        self.saved, self.told = time.monotonic(), 0.0
+        self.saved, self.told, self.validated = time.monotonic(), 0.0, -1
         per_epoch = -(-loader.steps(0) // config.accumulate)
         self.total = config.steps if config.steps is not None else config.epochs * per_epoch
 
@@ -68,12 +69,11 @@ class Trainer:
         while not self._finished():
             for batches in self._groups(state.epoch, state.position):
                 self._tell(self._step(batches))
-                steps = self.config.steps
-                if steps is not None and (state.step % self.config.validate_every == 0 or state.step == steps):
+                if self._due():
                     self._validate()
                 else:
                     self._save_now_and_then()
-                if steps is not None and self._finished():
+                if self.config.steps is not None and self._finished():
                     break
             else:
                 self._end_epoch()
@@ -87,10 +87,17 @@ class Trainer:
         steps, state = self.config.steps, self.progress
         return state.done or (state.step >= steps if steps is not None else state.epoch >= self.config.epochs)
 
+    def _due(self) -> bool:
+        """Whether to validate inside an epoch: every so many steps, and at the very last one."""
+        every, step = self.config.validate_steps, self.progress.step
+        return (every is not None and step % every == 0) or step == self.config.steps
+
     def _end_epoch(self) -> None:
         state = self.progress
         state.epoch, state.position = state.epoch + 1, 0
-        if self.config.steps is None and (state.epoch % self.config.validate_every == 0 or state.epoch >= self.config.epochs):
+        last = self.config.steps is None and state.epoch >= self.config.epochs
+        due = self.config.validate_steps is None and state.epoch % self.config.validate_every == 0
+        if (due or last) and self.validated != state.step:
             self._validate()
 
     def _tell(self, values: dict[str, float]) -> None:
@@ -121,6 +128,7 @@ class Trainer:
 
     def _validate(self) -> None:
         state = self.progress
+        self.validated = state.step
         metric = self.validate()
         if metric is None:
             self._save("last")
@@ -152,8 +160,12 @@ class Trainer:
         if self.folder is None or (found := checkpoint.load(self.folder, "last")) is None:
             return
         tensors, about = found
-        self.learner.encoder.load_state_dict(checkpoint.part(tensors, "encoder"))
-        self.learner.objective.load_state_dict(checkpoint.part(tensors, "objective"))
+        try:
+            self.learner.encoder.load_state_dict(checkpoint.part(tensors, "encoder"))
+            self.learner.objective.load_state_dict(checkpoint.part(tensors, "objective"))
+        except RuntimeError as error:
+            why = str(error).splitlines()[-1].strip()
+            raise UserError(f"--resume: {self.folder} does not fit, the data or a plugin changed ({why})") from None
         checkpoint.restore_optimizer(self.learner.optimizer, tensors, about["groups"])
         self.progress = Progress(**about["progress"])
         if (best := checkpoint.load(self.folder, "best")) is not None:

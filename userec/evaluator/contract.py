@@ -45,9 +45,12 @@ class Data(Protocol):
     """Tasks that have a trained head; others are probed."""
     popularity: Tensor
     """[n] training events of each id of the item space; reserved ids 0."""
-    repeats: float
-    """Share of training events whose item stands earlier in the same user's history: do people return to items here?"""
     seed: int
+
+    @property
+    def repeats(self) -> float:
+        """Share of training events whose item stands earlier in the same user's history: do people return to items here?"""
+        ...
 
     def batches(self, split: Split, task: str, users: int | None = None) -> Iterator[Batch]:
         """One row and one question a query, bucketed by length: `targets.query.ids` [B, 1, P] are the relevant ids (0 = padding),
