@@ -154,7 +154,7 @@ BAD = {
     "no model": (["--dataset", "ttl@sample"], "--model NAME"),
     "no data set": (["--model", "sasrec"], "--dataset NAME"),
     "device": (["--model", "sasrec", "--dataset", "ttl@sample", "--device", "gpu"], "cpu, cuda or cuda:N"),
-    "config": (["--config", "/nowhere.toml"], "cannot read --config"),
+    "config": (["--config", "/nowhere.toml"], "cannot read /nowhere.toml"),
     "set": (["--model", "sasrec", "--dataset", "ttl@sample", "--set", "encoder.dim"], "KEY=VALUE"),
     "no file": (["--model", "markov", "--dataset", "./nowhere.csv", *COLUMNS], "nowhere.csv"),
     "columns of a named set": (["--model", "markov", "--dataset", "ttl@sample", *COLUMNS], "--columns is for a file of your own"),
@@ -197,6 +197,8 @@ def test_every_reason_of_a_misfit_and_what_would_fit(tmp_path):
         "next_item",
         "--set",
         "objective.negatives=none",
+        "--set",
+        "objective.price=softmax",
         "--out",
         tmp_path / "o",
     )
