@@ -13,7 +13,7 @@ KERNELS = {kernel.provider: kernel for kernel in userec_kernels() if kernel.op =
 
 
 def within(kernel: Kernel, out: Tensor, expected: Tensor) -> None:
-    """The relative error is at most what the kernel promises for the dtype of `out`; what rounding leaves of an exact zero passes."""
+    """The relative error is at most what the kernel promises for the dtype of `out`; an exact zero may be a rounding off."""
     tolerance = kernel.tolerance[str(out.dtype).removeprefix("torch.")]
     assert float((out.detach().double() - expected.detach()).norm()) <= tolerance * (float(expected.detach().norm()) + 1e-12)
 
