@@ -6,9 +6,9 @@ right-padded and chronological. All are frozen; `to` moves every tensor inside."
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import Any, TypeVar
+from typing import Any, TypeVar, cast
 
 import torch
 from torch import Tensor
@@ -16,21 +16,21 @@ from torch import Tensor
 T = TypeVar("T")
 
 
-def _moved(value: Any, device: torch.device | str) -> Any:
+def _changed(value: Any, change: Callable[[Tensor], Tensor]) -> Any:
     if isinstance(value, Tensor):
-        return value.to(device)
+        return change(value)
     if isinstance(value, Mapping):
-        return {key: _moved(entry, device) for key, entry in value.items()}
+        return {key: _changed(entry, change) for key, entry in value.items()}
     if isinstance(value, _Moves):
-        return value.to(device)
+        fields = dataclasses.fields(value)  # type: ignore[arg-type]
+        return dataclasses.replace(value, **{f.name: _changed(getattr(value, f.name), change) for f in fields})  # type: ignore[type-var]
     return value
 
 
 class _Moves:
     def to(self: T, device: torch.device | str) -> T:
         """The same value with every tensor on `device`."""
-        fields = dataclasses.fields(self)  # type: ignore[arg-type]
-        return dataclasses.replace(self, **{f.name: _moved(getattr(self, f.name), device) for f in fields})  # type: ignore[type-var]
+        return cast(T, _changed(self, lambda x: x.to(device)))
 
 
 @dataclass(frozen=True)
@@ -88,6 +88,11 @@ class Batch(_Moves):
     targets: Targets | None = None
     users: Tensor | None = None  # [B] int64, row of the coded events (not the id)
     ends: Tensor | None = None  # [B] int64, absolute index into the coded events: the history ends before it
+
+    def rows(self, start: int, stop: int) -> Batch:
+        """The rows from `start` to before `stop`; what is one for all rows stays."""
+        count = len(self.history.user)
+        return cast(Batch, _changed(self, lambda x: x[start:stop] if len(x) == count else x))
 
 
 @dataclass(frozen=True)

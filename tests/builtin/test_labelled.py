@@ -156,3 +156,9 @@ def test_what_it_needs_follows_from_the_price() -> None:
 def test_softmax_with_negatives_is_refused() -> None:
     with pytest.raises(UserError, match=r"objective\.price=bce"):
         objective("age", negatives=3)
+
+
+def test_events_are_none_of_its_questions() -> None:
+    ask = Labelled(parse(Labelled.Config, {}, "objective"), Builder({}, Schema({}, {"item": 5}), {}, Kernels(userec_kernels())))
+    with pytest.raises(UserError, match=r"task 'next' is the events themselves: use --objective next_item"):
+        ask.begin_task(toy(), ("next",), "train")

@@ -7,11 +7,11 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from userec.batch import Batch, History, Query
+from userec.batch import Batch, History, Query, Targets
 from userec.builtin.popularity import Popularity, userec_encoders
 from userec.capability import Can
 from userec.encoder.contract import NoConfig
-from userec.schema import Schema
+from userec.schema import NEXT, Schema, Task
 
 
 def make(size: int = 6) -> Popularity:
@@ -45,6 +45,26 @@ def test_score_is_the_log_share_for_every_question() -> None:
     for ids in (torch.tensor([[[5, 2]]]), torch.randint(0, 6, (3, 1, 4)), torch.randint(0, 6, (3, 2, 4))):
         found = encoder.score(encoded, Query(at, ids))
         assert torch.equal(found[..., 0], whole[..., 0].gather(2, ids.expand(3, 2, -1)))
+
+
+def test_a_table_of_labels_is_counted_in_its_own_space() -> None:
+    tasks = ((NEXT,), (Task("click", "item", "click"),), (Task("like"),))
+    schema = Schema({}, {"item": 6, "click": 4}, tasks)
+    encoder = Popularity(NoConfig(), SimpleNamespace(schema=schema))  # type: ignore[arg-type]
+    encoder.begin_task(("click",), "train")
+    asked = history([[2, 5, 5], [5, 0, 0], [5, 5, 0], [5, 0, 0]])
+    answer = torch.tensor([[2], [3], [2], [1]])
+    labels = torch.tensor([1.0, 0.0, 1.0, 1.0]).reshape(4, 1, 1, 1)  # the second was shown and not clicked, the fourth unknown
+    encoder.partial_fit(Batch(asked, Targets(Query(asked.last[:, None]), answer, labels)))
+    assert encoder.counts.tolist() == [0, 0, 2, 0]
+    assert encoder.score(encoder.encode(asked), Query(asked.last[:, None])).shape == (4, 1, 4, 1)
+    restored = Popularity(NoConfig(), SimpleNamespace(schema=schema))  # type: ignore[arg-type]
+    restored.begin_task(("click",), "train")
+    restored.load_state_dict(encoder.state_dict())
+    assert torch.equal(restored.counts, encoder.counts)
+    encoder.begin_task(("like",), "train")
+    encoder.partial_fit(Batch(asked, Targets(Query(asked.last[:, None]), torch.tensor([[4], [4], [2], [3]]))))
+    assert encoder.counts.tolist() == [0, 0, 1, 1, 2, 0]  # the answers, not the history
 
 
 def test_it_claims_no_gradient_and_no_embedding() -> None:

@@ -18,6 +18,7 @@ from userec.capability import Can
 from userec.config import parse
 from userec.encoder.contract import Encoder, NoConfig
 from userec.errors import DivergedError, UserError
+from userec.evaluator import scorer
 from userec.evaluator.contract import Metric
 from userec.evaluator.metrics import information
 from userec.evaluator.scorer import draw
@@ -41,7 +42,9 @@ class Fake:
 
     def __post_init__(self) -> None:
         rng = np.random.default_rng(7)
-        self.schema = Schema({}, {"item": self.size, "age": 5}, ((NEXT,), (Task("age", "label", "age"), Task("buy"))))
+        other = (Task("song", "item", "song"),)  # as many ids as items, and none of them means the same
+        tasks = ((NEXT,), (Task("age", "label", "age"), Task("buy")), other)
+        self.schema = Schema({}, {"item": self.size, "age": 5, "song": self.size}, tasks)
         self.users = np.concatenate([np.arange(USERS), np.arange(0, USERS, 3)])
         self.items = rng.integers(2, SIZE, (len(self.users), LENGTH))
         self.targets = rng.integers(2, SIZE, (len(self.users), 3))
@@ -216,6 +219,51 @@ def test_a_constant_scorer_is_random() -> None:
         same(found, judge(kind(spread=1, bias=False), data), but=())
 
 
+@pytest.mark.parametrize("kind", [Dot, Rows, Walks])
+@pytest.mark.parametrize("rows", [1, 32])
+@pytest.mark.parametrize("chunk", [None, 1, 7, 13, 39])
+def test_items_alike_are_tied_to_the_last_bit(kind: type[Dot], rows: int, chunk: int | None) -> None:
+    """Every item has a twin of the same weights: whatever product scores it, a twin ranked apart would move each metric."""
+    encoder, data = wide(kind), Fake(rows=rows)
+    data.targets = data.targets[:, :1]
+    assert judge(encoder, data, filter_seen=False, chunk=chunk, ks=(1,))["hr@1"].value == pytest.approx(
+        judge(encoder, data, filter_seen=False, chunk=chunk, ks=(2,))["hr@2"].value / 2, abs=1e-12
+    )
+    few = {"candidates": 39, "filter_seen": False, "beyond": ()}
+    assert judge(encoder, data, chunk=chunk, ks=(1,), **few)["hr@1~uniform39"].value == pytest.approx(
+        judge(encoder, data, chunk=chunk, ks=(2,), **few)["hr@2~uniform39"].value / 2, abs=1e-12
+    )
+
+
+def wide(kind: type[Dot]) -> Dot:
+    """An encoder of random numbers of width 50, item i and i + 20 alike."""
+    encoder = kind()
+    rng = torch.Generator().manual_seed(3)
+    weight, bias = torch.randn(SIZE, 50, generator=rng), torch.randn(SIZE, generator=rng)
+    weight[22:], bias[22:] = weight[2:22], bias[2:22]
+    encoder.weight, encoder.bias, encoder.dim = torch.nn.Parameter(weight), torch.nn.Parameter(bias), 50
+    return encoder
+
+
+def test_an_encoder_that_scores_whole_rows_holds_no_more_than_the_budget(monkeypatch: pytest.MonkeyPatch) -> None:
+    whole = judge(Rows())
+    held: list[int] = []
+
+    def score(self: Rows, encoded: Encoded, query: Query) -> Tensor:
+        found = Dot.score(self, encoded, query)
+        held.append(found.numel())
+        return found
+
+    monkeypatch.setattr(Rows, "score", score, raising=False)
+    monkeypatch.setattr(scorer, "BUDGET", 5 * SIZE)
+    same(whole, judge(Rows()))
+    assert held
+    assert max(held) <= 5 * SIZE
+    held.clear()
+    judge(Rows(), candidates=3)
+    assert max(held) <= 16 * 6 * 32, "sampled candidates need no row of the catalogue"
+
+
 def test_candidates_are_computed_once_and_a_batch_encoded_once() -> None:
     encoder = Dot()
     judge(encoder)
@@ -239,12 +287,31 @@ def test_seen_items_stay_by_default_where_people_return() -> None:
         assert "seen=dropped" in judge(Dot(), data, filter_seen=True)["mrr"].definition
 
 
-def test_a_repeated_target_is_ranked_though_seen() -> None:
-    data = Fake()
+def test_what_is_seen_says_nothing_about_another_space() -> None:
+    data = Fake(trained=("song",), together=("song",))
+    for settings in ({}, {"candidates": 12}, {"chunk": 7}):
+        found = judge(Dot(), data, filter_seen=True, **settings)
+        same(found, judge(Dot(), data, filter_seen=False, **settings))
+        assert all("seen=kept" in metric.definition for metric in found.values())
+    data.seen = lambda batch: (torch.arange(len(batch.history.user)), torch.full_like(batch.history.user, SIZE + 9))  # type: ignore[method-assign]
+    judge(Dot(), data)  # an item's id may be none of the space
+    judge(Dot(), data, candidates=12)
+
+
+@pytest.mark.parametrize("kind", [Dot, Rows, Walks])
+@pytest.mark.parametrize("chunk", [None, 7])
+def test_a_repeated_target_is_ranked_though_seen(kind: type[Dot], chunk: int | None) -> None:
+    data, encoder = Fake(), kind(spread=1000)
     data.targets = data.items[:, :1].copy()
-    encoder = Dot(spread=1000)
-    found = judge(encoder, data, ks=(40,))
-    assert found["recall@40"].value == 1.0
+    assert encoder.bias is not None
+    reciprocal: dict[int, list[float]] = {}
+    for u, items, (target,) in zip(data.users, data.items, data.targets, strict=True):
+        scores = encoder.weight[items].sum(0) @ encoder.weight.T + encoder.bias
+        rivals = [i for i in range(2, SIZE) if i not in items]
+        reciprocal.setdefault(int(u), []).append(1 / (1 + int((scores[rivals] > scores[target]).sum())))
+    expected = np.mean([np.mean(values) for values in reciprocal.values()])
+    assert 0.1 < expected < 0.9
+    assert judge(encoder, data, chunk=chunk)["mrr"].value == pytest.approx(expected, abs=1e-9)
 
 
 def test_a_repeated_target_may_be_recommended() -> None:
@@ -312,6 +379,26 @@ def test_draws_are_distinct_uniform_and_never_barred() -> None:
     free = np.delete(counts, [0, 1, 4, 7])
     assert ((free - 15000 / 18) ** 2 / (15000 / 18)).sum() < 40  # chi-squared, 17 degrees: p = 0.001
     assert np.array_equal(draw(5, 22, users[5:9], (np.repeat(np.arange(4), 2), np.tile([4, 7], 4)), 3), drawn[5:9])
+
+
+def test_draws_of_nearly_all_hold_no_more_than_the_catalogue(monkeypatch: pytest.MonkeyPatch) -> None:
+    widths: list[int] = []
+    original = scorer._hash
+    monkeypatch.setattr(scorer, "_hash", lambda seed, users, draws: (widths.append(draws.size), original(seed, users, draws))[1])
+    users = np.arange(40)
+    for count, seen in ((190, 5), (198, 0), (20, 180), (20, 195)):
+        barred = np.repeat(users, seen), np.concatenate([2 + np.random.default_rng(u).permutation(198)[:seen] for u in users])
+        drawn = draw(count, 200, users, barred, seed=3)
+        wanted = min(count, 198 - seen)
+        assert ((drawn >= 2).sum(1) == wanted).all()
+        assert all(len(set(row[:wanted])) == wanted for row in drawn.tolist())
+        assert not np.isin(users[:, None] * 200 + drawn, barred[0] * 200 + barred[1]).any()
+        alone = barred[1][seen * 7 : seen * 8]
+        assert np.array_equal(draw(count, 200, users[7:8], (np.zeros(seen, np.int64), alone), 3), drawn[7:8])
+    assert max(widths) <= 2 * 200
+    counts = np.bincount(draw(150, 200, np.arange(2000), (np.zeros(0, np.int64),) * 2, 5).reshape(-1), minlength=200)[2:]
+    expected = 2000 * 150 / 198
+    assert ((counts - expected) ** 2 / expected).sum() < 260  # chi-squared, 197 degrees: p = 0.002; less as none is drawn twice
 
 
 def test_a_slow_encoder_ranks_a_sample_and_says_so() -> None:

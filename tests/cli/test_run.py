@@ -136,6 +136,22 @@ def test_leaky_and_counted_things_are_told_and_kept(plays, tmp_path):
     assert "1 user" in notes
 
 
+@pytest.mark.parametrize("task", ["click", "age"])
+@pytest.mark.parametrize("model", ["popularity", "sasrec"])
+def test_a_table_of_labels_is_trained_on_and_ranked_where_its_answers_are_items(model, task, tmp_path):
+    words = ("--set", "encoder.dim=8", "--set", "train.epochs=1") if model == "sasrec" else ()
+    done = call("--model", model, "--dataset", "ttl@sample", "--task", task, *words, "--out", tmp_path / "o")
+    assert done.exit_code == 0, done.output
+    report = json.loads((tmp_path / "o" / "report.json").read_text())
+    if task == "age":
+        assert report["metrics"] == []
+        assert any(entry["evaluator"] == "ranking" for entry in report["skipped"])
+        return
+    assert {row["task"] for row in (*report["metrics"], *report["baselines"])} == {"click"}
+    assert all("seen=kept" in row["definition"] for row in report["metrics"])
+    assert max(row["value"] for row in report["baselines"] if row["metric"] == "recall@20") > 20 / 236, "no better than chance"
+
+
 BAD = {
     "model": (["--model", "sasrce", "--dataset", "ttl@sample"], "unknown model 'sasrce'; did you mean 'sasrec'?"),
     "data set": (["--model", "sasrec", "--dataset", "tll"], "unknown data set 'tll'; did you mean 'ttl'?"),
@@ -162,6 +178,18 @@ BAD = {
     "an objective for one that counts": (
         ["--model", "markov", "--dataset", "ttl@sample", "--objective", "next_item"],
         "leave --objective out",
+    ),
+    "a task of labels for one that counts events": (
+        ["--model", "markov", "--dataset", "ttl@sample", "--task", "click"],
+        "predicts the next item only, not task 'click'",
+    ),
+    "labels of the events": (
+        ["--model", "sasrec", "--dataset", "ttl@sample", "--objective", "labelled"],
+        "task 'watch' is the events themselves: use --objective next_item",
+    ),
+    "events of labels": (
+        ["--model", "sasrec", "--dataset", "ttl@sample", "--task", "click", "--objective", "next_item"],
+        "task 'click' has labels: use --objective labelled",
     ),
     "seed": (["--model", "markov", "--dataset", "ttl@sample", "--seed", "-1"], "setting 'seed'"),
     "evaluator's key": (

@@ -20,7 +20,7 @@ from userec.schema import NEXT, Field, Schema, Task
 ITEMS = [[2, 3, 4, 5, 3], [6, 7, 2], [8, 9], [3, 3, 4, 7, 2, 9]]
 
 
-def data(window: int | None = 2, target: str = "last", **settings: int) -> SplitData:
+def data(window: int | None = 2, target: str = "last", seed: int = 7, **settings: int) -> SplitData:
     items = np.concatenate(ITEMS).astype(np.int32)
     offsets = np.concatenate([[0], np.cumsum([len(row) for row in ITEMS])]).astype(np.int64)
     store = Events(offsets, {"item": items, "time": np.arange(len(items)) * 10})
@@ -43,7 +43,7 @@ def data(window: int | None = 2, target: str = "last", **settings: int) -> Split
         coded = Coded("toy", store, part, vocabulary, schema, {}, {}, labels)
     division = divide(coded, SplitConfig(name="given" if target == "all" else "leave_last", target=target))  # type: ignore[arg-type]
     return SplitData(
-        coded, division, trained=("next",), window=window, fields=["asked.time"], seed=7, config=BatchConfig(**settings)
+        coded, division, trained=("next",), window=window, fields=["asked.time"], seed=seed, config=BatchConfig(**settings)
     )
 
 
@@ -108,6 +108,11 @@ def test_a_sample_of_users_is_fixed() -> None:
     assert sum(sample.values()) == 2
     assert sample == questions(list(data(eval_rows=1).batches("test", "next", users=2)))
     assert sum(questions(list(data().batches("test", "next", users=99))).values()) == 3
+
+
+def test_a_sample_of_users_is_the_same_for_every_seed_of_a_run() -> None:
+    samples = [questions(list(data(seed=seed).batches("test", "next", users=1))) for seed in range(12)]
+    assert all(sample == samples[0] for sample in samples)
 
 
 def test_label_questions_use_the_whole_history_and_their_time() -> None:

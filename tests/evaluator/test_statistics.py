@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from userec.evaluator import statistics
-from userec.evaluator.statistics import by_user, difference, intervals
+from userec.evaluator.statistics import by_user, intervals
 
 
 def test_a_user_counts_once() -> None:
@@ -53,19 +53,3 @@ def test_degenerate_cases() -> None:
     assert intervals(np.ones((1, 1))) == (pytest.approx([1.0]), pytest.approx([1.0]))
     low, high = intervals(np.full((statistics.MANY, 1), 0.25))
     assert (low[0], high[0]) == (0.25, 0.25)
-
-
-def test_pairing_sees_what_two_intervals_hide() -> None:
-    rng = np.random.default_rng(2)
-    base = rng.random(200)
-    better = base + 0.02 + 0.01 * rng.standard_normal(200)
-    users = np.arange(200)
-    order = rng.permutation(200)
-    found = difference(users, better, users[order], base[order])
-    assert found.above
-    assert not found.below
-    assert found.n == 200
-    assert found.value == pytest.approx((better - base).mean())
-    assert not difference(users, base, users, base).above
-    assert difference(users[:150], base[:150], users[50:], better[50:]).n == 100
-    assert difference(users, base, users, better).below

@@ -6,15 +6,24 @@ import pytest
 import torch
 from torch import Tensor
 
+from userec.builtin.kernels import userec_kernels
+from userec.kernel.contract import Kernel
 from userec.kernel.cpu import attention as cpu
 from userec.kernel.reference import attention as reference
 
+KERNELS = {kernel.provider: kernel for kernel in userec_kernels() if kernel.op == "attention"}
 LENGTHS = {"ragged": [5, 0, 1, 3], "full": [5, 5], "none": [0, 0]}
 
 
 def tensors(rows: int, length: int, dtype: torch.dtype, seed: int = 0) -> list[Tensor]:
     generator = torch.Generator().manual_seed(seed)
     return [torch.randn(rows, 2, length, 4, dtype=torch.float64, generator=generator).to(dtype) for _ in range(4)]
+
+
+def within(kernel: Kernel, out: Tensor, expected: Tensor) -> None:
+    """The relative error is at most what the kernel promises for the dtype of `out`."""
+    tolerance = kernel.tolerance[str(out.dtype).removeprefix("torch.")]
+    assert float((out.detach().double() - expected.detach()).norm()) <= tolerance * float(expected.detach().norm())
 
 
 def naive(q: Tensor, k: Tensor, v: Tensor, causal: bool, mask: Tensor) -> Tensor:
@@ -40,7 +49,10 @@ def test_the_reference_is_the_loop_one_would_write(causal: bool, lengths: list[i
 @pytest.mark.parametrize("causal", [True, False])
 @pytest.mark.parametrize("mask", [*LENGTHS, "holes", None])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
-def test_the_cpu_form_has_the_reference_s_values_and_gradients(causal: bool, mask: str | None, dtype: torch.dtype) -> None:
+@pytest.mark.parametrize("kernel", KERNELS.values(), ids=KERNELS)
+def test_each_form_keeps_its_tolerance_of_the_float64_reference(
+    causal: bool, mask: str | None, dtype: torch.dtype, kernel: Kernel
+) -> None:
     seen: Tensor | None = None
     if mask == "holes":
         seen = torch.tensor([[False, True, False, True, True], [True, False, True, False, False]])
@@ -49,13 +61,13 @@ def test_the_cpu_form_has_the_reference_s_values_and_gradients(causal: bool, mas
     q, k, v, upstream = tensors(2 if seen is None else len(seen), 5, dtype)
     ours = [t.clone().requires_grad_() for t in (q, k, v)]
     theirs = [t.double().requires_grad_() for t in (q, k, v)]
-    out = cpu.attention(*ours, causal=causal, mask=seen)
+    out = kernel.load()(*ours, causal=causal, mask=seen)
     expected = reference.attention(*theirs, causal=causal, mask=seen)
-    torch.testing.assert_close(out.double(), expected, atol=1e-5, rtol=1e-5)
+    within(kernel, out, expected)
     gradients = torch.autograd.grad(out, ours, upstream)
     wanted = torch.autograd.grad(expected, theirs, upstream.double())
     for gradient, want in zip(gradients, wanted, strict=True):
-        torch.testing.assert_close(gradient.double(), want, atol=1e-5, rtol=1e-5)
+        within(kernel, gradient, want)
 
 
 def test_a_padded_query_and_an_empty_row_get_zeros() -> None:

@@ -54,8 +54,12 @@ class Labelled(Objective):
         self.hides = frozenset[str]().union(*(answers(task, build.schema) for task in self.group))
 
     def begin_task(self, encoder: Encoder, tasks: tuple[str, ...], phase: str) -> None:
-        """From here on it hides what the group's tasks predict, and no more."""
+        """From here on it hides what the group's tasks predict, and no more. Raises UserError where a task has no labels."""
         self.group = tuple(self.build.schema.task(name) for name in tasks)
+        if events := [task.name for task in self.group if task.events]:
+            raise UserError(
+                f"objective 'labelled' reads labels; task {events[0]!r} is the events themselves: use --objective next_item"
+            )
         self.hides = frozenset[str]().union(*(answers(task, self.build.schema) for task in self.group))
 
     def prepare(self, batch: Batch, rng: torch.Generator) -> Batch:

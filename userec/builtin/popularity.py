@@ -1,4 +1,6 @@
-"""Popularity: the floor every model is measured against. The same for every user: what training saw most often comes first."""
+"""Popularity: the floor every model is measured against. The same for every user: what training saw most often comes first.
+
+Of a table of labels (clicks, age classes) it counts the answers: the most clicked item, the majority class."""
 
 from __future__ import annotations
 
@@ -12,6 +14,7 @@ from userec.batch import Batch, Encoded, History, Query
 from userec.capability import Can
 from userec.encoder.contract import Build, Encoder, NoConfig
 from userec.markers import hookimpl
+from userec.schema import FIRST
 
 
 class Popularity(Encoder):
@@ -24,13 +27,26 @@ class Popularity(Encoder):
 
     def __init__(self, config: Any, build: Build) -> None:
         super().__init__(config, build)
-        self.dim = 1
+        self.dim, self.schema, self.space = 1, build.schema, "item"
         self.counts: Tensor
         self.register_buffer("counts", torch.zeros(build.schema.spaces["item"], dtype=torch.float64))  # [n]; exact to 2^53
 
+    def begin_task(self, tasks: tuple[str, ...], phase: str) -> None:
+        """Answers of another space are counted from nothing."""
+        space = self.schema.task(tasks[0]).space
+        if space != self.space:
+            self.space, self.counts = space, self.counts.new_zeros(self.schema.spaces[space])
+
     def partial_fit(self, batch: Batch) -> None:
-        items = batch.history.events["item"][batch.history.mask]  # [sum L]
-        self.counts += torch.bincount(items, minlength=len(self.counts)).to(self.counts)
+        """Count the events, or, of a table of labels, the real answers that are not labelled wrong."""
+        if batch.targets is None:
+            ids = batch.history.events["item"][batch.history.mask]  # [sum L]
+        else:
+            answer, labels = batch.targets.answer, batch.targets.labels
+            assert answer is not None
+            right = answer >= FIRST if labels is None else (answer >= FIRST) & (labels > 0).flatten(2).any(2)
+            ids = answer[right]  # [N]
+        self.counts += torch.bincount(ids, minlength=len(self.counts)).to(self.counts)
 
     def encode(self, history: History) -> Encoded:
         return Encoded(history, tokens=self.counts.new_zeros(*history.mask.shape, 1, dtype=torch.get_default_dtype()))

@@ -62,7 +62,8 @@ class Found:
 class Ranking(Evaluator):
     """Hit rate, recall, precision, NDCG, MRR and MAP, expected under ties; coverage, Gini and novelty of the top lists.
 
-    A target that training never saw cannot be ranked: it counts as missed."""
+    A target of id 1 cannot be ranked: it counts as missed (`unknown=missed`). An item that occurs in held-out events alone is
+    not of id 1: it has an id of its own and is ranked by whatever its untrained row scores."""
 
     name = "ranking"
     Config = RankingConfig
@@ -84,12 +85,12 @@ class Ranking(Evaluator):
         scorer = Scorer(encoder, task, split, size, self.config.chunk)
         kept, total = self._affordable(scorer, data, split) if scorer.walks and not self.config.candidates else (None, 0)
         found = Found()
-        for batch in data.batches(split, task, users=kept):
+        for batch in scorer.portions(data.batches(split, task, users=kept)):
             scorer.read(batch)
             ids = scorer.targets.query.ids
             if ids is None:
                 raise ValueError("evaluation targets name the relevant ids")
-            seen = self._dropped(scorer.batch, data, ids[:, 0])
+            seen = self._dropped(scorer, data, ids[:, 0])
             if self.config.candidates:
                 found.ranks.append(self._rank_sampled(scorer, ids[:, 0], seen))
             else:
@@ -97,17 +98,20 @@ class Ranking(Evaluator):
                 found.ranks.append(ranks)
                 found.lists.append(lists)
             found.users.append(_users(scorer.batch))
-        told = self._protocol(data, size, "users" if kept is None else f"sample({kept} of {total})")
+        told = self._protocol(data, task, size, "users" if kept is None else f"sample({kept} of {total})")
         return [*self._accuracy(found, task, told), *self._beyond(found, data, task, size, told)]
 
-    def _drops(self, data: Data) -> bool:
+    def _drops(self, data: Data, task: str) -> bool:
+        """Whether seen items are dropped; of another space they are no candidates at all."""
+        if data.schema.task(task).space != "item":
+            return False
         return data.repeats < REPEATS if self.config.filter_seen is None else self.config.filter_seen
 
-    def _protocol(self, data: Data, size: int, users: str) -> dict[str, str]:
+    def _protocol(self, data: Data, task: str, size: int, users: str) -> dict[str, str]:
         config, items = self.config, size - FIRST
         return {
             "ties": "expected",
-            "seen": "dropped" if self._drops(data) else "kept",
+            "seen": "dropped" if self._drops(data, task) else "kept",
             "unknown": "missed",
             "empty": "skipped",
             "catalogue": f"uniform({config.candidates} of {items},seed={config.seed})" if config.candidates else f"full({items})",
@@ -115,12 +119,13 @@ class Ranking(Evaluator):
             **({} if users == "users" else {"users": users}),
         }
 
-    def _dropped(self, batch: Batch, data: Data, ids: Tensor) -> tuple[Tensor, Tensor]:
-        """(row [N], id [N]) of what is not ranked: real seen items that are no target of their row."""
-        if not self._drops(data):
+    def _dropped(self, scorer: Scorer, data: Data, ids: Tensor) -> tuple[Tensor, Tensor]:
+        """(row [N], id [N]) of what is not ranked: real seen items that are no target of their row [B, P]."""
+        if not self._drops(data, scorer.task):
             return ids.new_zeros(0), ids.new_zeros(0)
-        row, seen = (x.to(ids.device) for x in data.seen(batch))
-        keep = (seen >= FIRST) & ~(ids[row] == seen[:, None]).any(1)
+        row, seen = (x.to(ids.device) for x in data.seen(scorer.batch))
+        targets = torch.arange(len(ids), device=ids.device)[:, None] * scorer.size + ids  # [B, P]
+        keep = (seen >= FIRST) & ~torch.isin(row * scorer.size + seen, targets)
         return row[keep], seen[keep]
 
     def _rank(self, scorer: Scorer, ids: Tensor, seen: tuple[Tensor, Tensor]) -> tuple[Ranks, dict[int, np.ndarray]]:

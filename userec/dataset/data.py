@@ -15,6 +15,9 @@ from userec.dataset.events import Coded
 from userec.dataset.loader import BatchConfig, Collator, Rows, cut, last_asked
 from userec.dataset.split import Division, Questions, ragged
 
+SAMPLE = 0
+"""Seeds the sample of users, whatever the run's seed: runs that differ in it alone are judged by the same people."""
+
 
 class SplitData:
     """The evaluators' `Data` over a divided data set; histories are cut to `window`, "seen" never is."""
@@ -48,12 +51,12 @@ class SplitData:
         return len(self.division.questions[split, task])
 
     def batches(self, split: str, task: str, users: int | None = None) -> Iterator[Batch]:
-        """The questions, shortest histories first; only those of a seeded sample of `users` where told."""
+        """The questions, shortest histories first; only those of the fixed sample of `users` where told."""
         asked = self.division.questions[split, task]
         chosen = np.arange(len(asked))
         people = np.unique(asked.user)
         if users is not None and users < len(people):
-            sample = np.random.default_rng(self.seed).choice(people, users, replace=False)
+            sample = np.random.default_rng(SAMPLE).choice(people, users, replace=False)
             chosen = chosen[np.isin(asked.user, sample)]
         rows = Rows(asked.user, asked.end, self.window)
         lengths = self._collator.lengths(rows)

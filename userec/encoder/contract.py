@@ -85,6 +85,10 @@ class Encoder(nn.Module, Plugin, ABC):
         self.dim = int(getattr(config, "dim", 0))
         self.window = getattr(config, "window", None)
 
+    def refuses(self, tasks: tuple[str, ...]) -> list[str]:
+        """Reasons why it cannot be trained on this group of tasks; told before anything trains."""
+        return []
+
     @abstractmethod
     def encode(self, history: History) -> Encoded:
         """Events -> tokens [B, L, D], user [B, D] where EMBED_USER is offered."""

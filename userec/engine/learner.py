@@ -63,7 +63,8 @@ class GradientLearner:
                 result = self.objective.loss(self.encoder, prepared)
             if not torch.isfinite(result.loss):
                 raise DivergedError(
-                    f"the loss is {float(result.loss.detach())} at step {step}: lower train.lr ({self.config.lr:g}) or set train.clip_norm"
+                    f"the loss is {float(result.loss.detach())} at step {step}:"
+                    f" lower train.lr ({self.config.lr:g}) or set train.clip_norm"
                 )
             (result.loss if len(batches) == 1 else result.loss * result.targets).backward()
             targets += result.targets

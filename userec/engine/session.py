@@ -126,6 +126,8 @@ class Session:
         if objective is not None:
             objective.begin_task(encoder, *stages[0])  # what it hides may depend on the task
         check(encoder, objective, self.coded.schema, build, self.host.describe)
+        if reasons := [reason for tasks, _ in stages for reason in encoder.refuses(tasks)]:
+            raise UserError("\n".join(dict.fromkeys(reasons)))
         trained = tuple(dict.fromkeys(task for group, _ in stages for task in group))
         return Model(encoder.name, encoder, experiment, stages, trained, build)
 

@@ -1,13 +1,17 @@
-"""Scores of a batch over the catalogue, chunk by chunk, whatever the encoder offers: a product, whole rows, or single items."""
+"""Scores of a batch over the catalogue, chunk by chunk, whatever the encoder offers: a product, whole rows, or single items.
+
+Items alike must tie to the last bit, wherever they stand. A product of another shape, or the odd columns at the end of one, may
+be rounded otherwise; so within a batch every list of candidates is filled up to one width, a multiple of `WIDTH`."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from itertools import chain
 
 import numpy as np
 import torch
 from torch import Tensor
+from torch.nn import functional
 
 from userec.batch import Batch, Encoded, Query, Targets
 from userec.capability import Can
@@ -16,7 +20,10 @@ from userec.errors import DivergedError
 from userec.schema import FIRST
 
 BUDGET = 1 << 24
-"""Numbers held at once (64 MB in float32): scores of a chunk, or activations where each candidate attends to each event."""
+"""Numbers held at once (64 MB in float32): scores of a chunk, or activations where each candidate has its own."""
+
+WIDTH = 16
+"""Columns that matrix products take at once, or a multiple of it."""
 
 
 class Scorer:
@@ -31,6 +38,16 @@ class Scorer:
         self.bias: Tensor | None = None  # [n]
         self.buffer = torch.empty(0)
 
+    def portions(self, batches: Iterable[Batch]) -> Iterator[Batch]:
+        """The batches, in so few rows that the budget holds them over the catalogue where the encoder scores whole rows only."""
+        most = max(BUDGET // self.size, 1)
+        for batch in batches:
+            count = len(batch.history.user)
+            if self.dot or self.walks or count <= most:
+                yield batch
+            else:
+                yield from (batch.rows(start, start + most) for start in range(0, count, most))
+
     def read(self, batch: Batch) -> None:
         """Encode; the scores asked for afterwards are those of this batch."""
         if batch.targets is None:
@@ -43,14 +60,21 @@ class Scorer:
         self.at = self.targets.query.at
         rows = max(len(self.at), 1)
         each = rows * max(history.mask.shape[1], 1) * max(self.encoder.dim, 1) // 2 if self.walks else rows
-        self.chunk = min(self.limit or max(BUDGET // each, 16), self.size - FIRST)
+        self.chunk = min(self.limit or max(BUDGET // each // WIDTH, 1) * WIDTH, self.size - FIRST)
+        self.width = _filled(self.chunk)
         if self.dot:
             if self.weight is None:
                 weight, bias = self.encoder.candidates(history.tasks)
                 self.weight, self.bias = _wide(weight), None if bias is None else _wide(bias)
             self.queries = _wide(self.encoder.queries(self.encoded, Query(self.at, None, self.targets.query.context))[:, 0])
-        elif not self.walks:
-            self.rows = self._score(None)  # [B, n]
+        self._rows: Tensor | None = None
+
+    @property
+    def rows(self) -> Tensor:
+        """[B, n]: whole rows of scores, made when first asked for."""
+        if self._rows is None:
+            self._rows = self._score(None)
+        return self._rows
 
     @property
     def whole(self) -> bool:
@@ -76,28 +100,42 @@ class Scorer:
 
     def each(self, ids: Tensor) -> Tensor:
         """Scores of each row's own `ids` [B, K] by the encoder's own `score`; 0 at reserved ids."""
-        parts = [self._score(part[:, None]) for part in ids.split(max(self.chunk, 1), 1)]
-        return self._checked(torch.cat(parts, 1).masked_fill(ids < FIRST, 0.0))
+        rows, count = ids.shape
+        most = self.chunk if self.walks else max(BUDGET // (max(rows, 1) * max(self.encoder.dim, 1)), 1)
+        width = _filled(min(most, self.limit or most, max(count, 1)))
+        parts = [self._score(part[:, None]) for part in functional.pad(ids, (0, -count % width)).split(width, 1)]
+        return self._checked(torch.cat(parts, 1)[:, :count].masked_fill(ids < FIRST, 0.0))
 
     def _span(self, first: int, last: int) -> Tensor:
-        rows = len(self.at)
+        """[B, last - first]"""
+        if self.weight is not None:
+            return self._product(self.weight[first:last], None if self.bias is None else self.bias[first:last])
         if self.walks:
-            return self._score(torch.arange(first, last, device=self.device).view(1, 1, -1)).clone()
-        source = self.queries if self.dot else self.rows
-        if self.buffer.numel() < rows * (last - first) or self.buffer.dtype != source.dtype:
-            self.buffer = source.new_empty(rows * (last - first))
-        out = self.buffer[: rows * (last - first)].view(rows, last - first)
-        if self.weight is None:
-            return out.copy_(self.rows[:, first:last])
-        if self.bias is None:
-            return torch.mm(self.queries, self.weight[first:last].T, out=out)
-        return torch.addmm(self.bias[first:last], self.queries, self.weight[first:last].T, out=out)
+            return self._listed(torch.arange(first, last, device=self.device))
+        return self._room(self.rows)[:, : last - first].copy_(self.rows[:, first:last])
 
     def _listed(self, ids: Tensor) -> Tensor:
-        if self.weight is None:
-            return self._score(ids.view(1, 1, -1))
-        scores = self.queries @ self.weight[ids].T
-        return scores if self.bias is None else scores + self.bias[ids]
+        """[B, U] of ids that all rows share, no more than a chunk."""
+        if self.weight is not None:
+            return self._product(self.weight[ids], None if self.bias is None else self.bias[ids]).clone()
+        return self._score(functional.pad(ids, (0, self.width - len(ids)), value=FIRST).view(1, 1, -1))[:, : len(ids)].clone()
+
+    def _product(self, weight: Tensor, bias: Tensor | None) -> Tensor:
+        """[B, C] of the batch's queries with `weight` [C, D] and `bias` [C], C no more than a chunk; overwritten by the next."""
+        count, out = len(weight), self._room(self.queries)
+        if count < self.width:
+            weight = functional.pad(weight, (0, 0, 0, self.width - count))
+            bias = bias if bias is None else functional.pad(bias, (0, self.width - count))
+        if bias is None:
+            return torch.mm(self.queries, weight.T, out=out)[:, :count]
+        return torch.addmm(bias, self.queries, weight.T, out=out)[:, :count]
+
+    def _room(self, like: Tensor) -> Tensor:
+        """[B, width] to be overwritten, of the type of `like` [B, ...]; the same memory each time."""
+        count = len(like) * self.width
+        if self.buffer.numel() < count or self.buffer.dtype != like.dtype:
+            self.buffer = like.new_empty(count)
+        return self.buffer[:count].view(len(like), self.width)
 
     def _score(self, ids: Tensor | None) -> Tensor:
         scores = self.encoder.score(self.encoded, Query(self.at, ids, self.targets.query.context))  # [B, 1, C, A]
@@ -112,6 +150,11 @@ class Scorer:
         return scores
 
 
+def _filled(count: int) -> int:
+    """The next multiple of `WIDTH` at or above `count`."""
+    return -(-count // WIDTH) * WIDTH
+
+
 def _wide(x: Tensor) -> Tensor:
     return x.float() if x.dtype in (torch.float16, torch.bfloat16) else x
 
@@ -119,26 +162,38 @@ def _wide(x: Tensor) -> Tensor:
 def draw(count: int, size: int, users: np.ndarray, barred: tuple[np.ndarray, np.ndarray], seed: int) -> np.ndarray:
     """Uniform candidates without replacement, [B, count] int64, 0 where a row has no more; never the `barred` (row [N], id [N]).
 
-    A user's draws are a hash of (seed, user, draw): the same for every model, batch size and order of users."""
-    rows = np.arange(len(users))[:, None]
+    A user's draws are a hash of (seed, user, draw): the same for every model, batch size and order of users. Where so many are
+    wanted that the draws would outnumber the catalogue, they are the first of its permutation by a hash of (seed, user, id)."""
     bars = np.unique(barred[0] * size + barred[1])
-    wanted = np.minimum(count, size - FIRST - np.bincount(bars // size, minlength=len(users)))[:, None]
-    width = 2 * count + 16
-    while True:
-        drawn = FIRST + (_hash(seed, users[:, None], np.arange(width)) % np.uint64(size - FIRST)).astype(np.int64)  # [B, W]
-        order = drawn.argsort(axis=1, kind="stable")
-        ordered = np.take_along_axis(drawn, order, 1)
-        again = np.zeros_like(drawn, dtype=bool)
-        np.put_along_axis(again, order[:, 1:], ordered[:, 1:] == ordered[:, :-1], 1)
-        free = ~again & ~np.isin(rows * size + drawn, bars)
-        place = free.cumsum(1)
-        if (place[:, -1:] >= wanted).all():
-            break
-        width *= 2
-    row, column = (free & (place <= wanted)).nonzero()
+    wanted = np.minimum(count, size - FIRST - np.bincount(bars // size, minlength=len(users)))
     out = np.zeros((len(users), count), np.int64)
-    out[row, place[row, column] - 1] = drawn[row, column]
+    left, width = np.arange(len(users)), 2 * count + 16
+    while len(left):
+        whole = width >= size - FIRST
+        people = users[left]
+        drawn = _permuted(seed, people, size) if whole else _drawn(seed, people, size, width)  # [R, W]; 0 = a repetition
+        free = (drawn >= FIRST) & ~np.isin(left[:, None] * size + drawn, bars)
+        place = free.cumsum(1)
+        enough = np.full(len(left), True) if whole else place[:, -1] >= wanted[left]
+        row, column = (free & (place <= wanted[left][:, None]) & enough[:, None]).nonzero()
+        out[left[row], place[row, column] - 1] = drawn[row, column]
+        left, width = left[~enough], 2 * width
     return out
+
+
+def _drawn(seed: int, users: np.ndarray, size: int, width: int) -> np.ndarray:
+    """[R, width] ids with replacement, 0 where one was drawn before."""
+    drawn = FIRST + (_hash(seed, users[:, None], np.arange(width)) % np.uint64(size - FIRST)).astype(np.int64)
+    order = drawn.argsort(axis=1, kind="stable")
+    ordered = np.take_along_axis(drawn, order, 1)
+    again = np.zeros_like(drawn, dtype=bool)
+    np.put_along_axis(again, order[:, 1:], ordered[:, 1:] == ordered[:, :-1], 1)
+    return np.where(again, 0, drawn)
+
+
+def _permuted(seed: int, users: np.ndarray, size: int) -> np.ndarray:
+    """[R, n] every real id once."""
+    return FIRST + _hash(seed, users[:, None], np.arange(size - FIRST)).argsort(axis=1, kind="stable")
 
 
 def _hash(seed: int, users: np.ndarray, draws: np.ndarray) -> np.ndarray:

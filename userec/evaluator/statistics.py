@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
 import numpy as np
 from scipy.special import ndtri
 
@@ -47,33 +45,3 @@ def intervals(
         means.append(times.astype(np.float64) @ values / users)
     low, high = np.quantile(np.concatenate(means), [tail, 1 - tail], axis=0)
     return low, high
-
-
-@dataclass(frozen=True)
-class Difference:
-    """A mean difference over the users that both sides have."""
-
-    value: float
-    low: float
-    high: float
-    n: int
-
-    @property
-    def above(self) -> bool:
-        """Whether the first is above the second beyond the interval."""
-        return self.low > 0
-
-    @property
-    def below(self) -> bool:
-        """Whether the first is below the second beyond the interval."""
-        return self.high < 0
-
-
-def difference(
-    users: np.ndarray, values: np.ndarray, other_users: np.ndarray, other_values: np.ndarray, seed: int = 0
-) -> Difference:
-    """Paired bootstrap of first minus second on their common users; each side has distinct `users` [U] and `values` [U]."""
-    _, mine, theirs = np.intersect1d(users, other_users, assume_unique=True, return_indices=True)
-    gaps = values[mine] - other_values[theirs]
-    low, high = intervals(gaps[:, None], seed)
-    return Difference(float(gaps.mean()) if len(gaps) else float("nan"), float(low[0]), float(high[0]), len(gaps))

@@ -13,7 +13,7 @@ from userec.batch import Batch, History, Query
 from userec.builtin.kernels import userec_kernels
 from userec.engine.compose import Builder
 from userec.kernel.dispatch import Kernels
-from userec.schema import Field, Schema
+from userec.schema import NEXT, Field, Schema, Task
 
 N = 9  # ids, of which 7 are real
 
@@ -140,3 +140,14 @@ def test_the_state_survives() -> None:
     assert torch.equal(logs(restored, PASTS), logs(encoder, PASTS))
     restored.load_state_dict(fitted([[2, 3]], order=3).state_dict())
     assert torch.equal(logs(restored, PASTS), logs(fitted([[2, 3]], order=3), PASTS))
+
+
+def test_a_table_of_labels_is_none_of_its_questions() -> None:
+    tasks = ((NEXT,), (Task("click", "item", "click"), Task("like"), Task("age", "label", "age")))
+    schema = Schema({"item": Field("item")}, {"item": N, "click": 5, "age": 4}, tasks)
+    encoder = Markov(MarkovConfig(), Builder({}, schema, {}, Kernels(userec_kernels())))
+    assert encoder.refuses(("next",)) == []
+    for task in ("click", "like", "age"):
+        (reason,) = encoder.refuses((task,))
+        assert repr(task) in reason
+        assert "next" in reason

@@ -49,6 +49,14 @@ class Markov(Encoder):
         self.register_buffer("counts", torch.zeros(0, dtype=torch.int64))
         self._new: list[np.ndarray] = []  # n-grams not merged yet
         self._index: tuple[Tensor, list[contexts.Order]] | None = None
+        self.tasks = build.schema.all_tasks
+
+    def refuses(self, tasks: tuple[str, ...]) -> list[str]:
+        """It predicts which event follows, nothing else."""
+        own = " or ".join(f"--task {task.name}" for task in self.tasks if task.events)
+        way = f"use {own}, or another model" if own else "use another model"
+        labelled = [task.name for task in self.tasks if task.name in tasks and not task.events]
+        return [f"encoder 'markov' predicts the next item only, not task {name!r}, which has labels: {way}" for name in labelled]
 
     def partial_fit(self, batch: Batch) -> None:
         """Count every event of the rows after the items before it. Rows are whole sequences: no context reaches another user."""
