@@ -213,12 +213,12 @@ def _delimited(content: bytes, path: Path, delimiter: str, header: list[str], co
 
 
 def _typed(name: str, texts: pa.ChunkedArray) -> pa.ChunkedArray:
-    """Whole numbers where all are written so; decimals in `rating`, and in a column of one's own that has a point; else text."""
-    numbers = ids.parse(texts)
-    if numbers.type == pa.int64() or (name != "rating" and name in (*EVENT_FIELDS, "split")):
-        return numbers
-    if name != "rating" and not pc.any(pc.match_substring(texts, ".")).as_py():
-        return texts
+    """A `rating` is a number, and a column of one's own that has a point; others are int64 where written so; else text."""
+    if name != "rating":
+        numbers = ids.parse(texts)
+        decimal = name not in (*EVENT_FIELDS, "split") and pc.any(pc.match_substring(texts, ".")).as_py()
+        if numbers.type == pa.int64() or not decimal:
+            return numbers
     try:
         return texts.cast(pa.float64())
     except pa.ArrowInvalid:
