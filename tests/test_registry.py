@@ -197,6 +197,17 @@ def test_other_hook_apis_are_incompatible_and_not_imported(install: Any) -> None
     assert "needs userec>=99" in status_of(installed(), "demanding")[1]
 
 
+@pytest.mark.parametrize("requires", ["userec >=", "userec (one)", 'userec>=0; nonsense == "x"', "userec ]["])
+def test_a_malformed_requirement_harms_its_own_plugin_only(install: Any, requires: str) -> None:
+    install("good")
+    install("exits_on_import", "careless", requires=requires)
+    for entries in (installed(), load().installed):
+        status, reason = status_of(entries, "careless")
+        assert status == "incompatible"
+        assert reason == f"its metadata asks for {requires!r}, which is no requirement: upgrade the plugin"
+        assert status_of(entries, "userec-good")[0] == "ok"
+
+
 def test_a_plugin_for_both_apis_is_listed_once_and_loaded(install: Any) -> None:
     install("good", group="userec2")
     install("good")

@@ -14,11 +14,11 @@ import re
 import sys
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any, Final, Literal
 
 import pluggy
 
+from userec.dataset.locate import cache_folder
 from userec.errors import UserError, did_you_mean
 from userec.isolation import BrokenPluginError, ask, new_manager, own_traceback
 from userec.markers import API, GROUP
@@ -205,15 +205,6 @@ def load(block: Sequence[str] = (), only: Sequence[str] | None = None, environ: 
     return registry
 
 
-def cache_folder(environ: Mapping[str, str] = os.environ) -> Path:
-    """Where userec may keep what it can make again: USEREC_CACHE, else the user's cache folder."""
-    if named := environ.get("USEREC_CACHE"):
-        return Path(named).expanduser()
-    import platformdirs
-
-    return Path(platformdirs.user_cache_dir("userec", appauthor=False))
-
-
 def core_version() -> str:
     """The version of userec itself; `0+source` where it runs uninstalled."""
     try:
@@ -263,10 +254,15 @@ def _incompatible(group: str, requires: list[str], version: str) -> str:
         return f"made for hook API {number}, this userec speaks {API}: {out}"
     for line in requires:
         if re.match(r"userec\b(?![-_.])", line, re.IGNORECASE) and version != "0+source":
-            from packaging.requirements import Requirement
+            from packaging.markers import UndefinedComparison, UndefinedEnvironmentName
+            from packaging.requirements import InvalidRequirement, Requirement
 
-            wanted = Requirement(line)
-            if (wanted.marker is None or wanted.marker.evaluate({"extra": ""})) and not wanted.specifier.contains(version, True):
+            try:
+                wanted = Requirement(line)
+                applies = wanted.marker is None or wanted.marker.evaluate({"extra": ""})
+            except (InvalidRequirement, UndefinedComparison, UndefinedEnvironmentName):
+                return f"its metadata asks for {line!r}, which is no requirement: upgrade the plugin"
+            if applies and not wanted.specifier.contains(version, True):
                 return f"needs userec{wanted.specifier}, this is {version}"
     return ""
 

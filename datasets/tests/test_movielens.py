@@ -7,6 +7,7 @@ import zipfile
 from pathlib import Path
 
 import pytest
+from userec_datasets import movielens
 from userec_datasets.movielens import MovieLens1M, MovieLens25M, MovieLens100K
 
 from userec.config import Config
@@ -117,6 +118,54 @@ def test_a_bad_rating_is_told(tmp_path: Path, row: str) -> None:
     write(tmp_path, "ml-1m", {"ratings.dat": f"1::20::5::978300760\n{row}\n"}, "latin-1", "folder")
     with pytest.raises(UserError, match="ratings"):
         MovieLens1M(Config(), tmp_path).events()
+
+
+@pytest.mark.parametrize(
+    ("row", "says"),
+    [
+        ("1::20::5::", "no time in row 2"),
+        ("::20::5::978300760", "no user in row 2"),
+        ("1::20::::978300760", "no rating in row 2"),
+    ],
+)
+def test_an_empty_cell_of_a_rating_is_told(tmp_path: Path, row: str, says: str) -> None:
+    write(tmp_path, "ml-1m", {"ratings.dat": f"1::20::5::978300760\n{row}\n"}, "latin-1", "folder")
+    with pytest.raises(UserError, match=f"ratings: {says}"):
+        MovieLens1M(Config(), tmp_path).events()
+
+
+def test_a_flipped_byte_is_told(tmp_path: Path) -> None:
+    for method in (zipfile.ZIP_DEFLATED, zipfile.ZIP_LZMA):
+        with zipfile.ZipFile(tmp_path / "ml-25m.zip", "w", method) as archive:
+            archive.writestr("ml-25m/ratings.csv", TWENTY_FIVE["ratings.csv"] + "1,30,0.5,1147868817\n" * 50)
+        whole = (tmp_path / "ml-25m.zip").read_bytes()
+        refused = 0
+        for at in range(len(whole)):
+            (tmp_path / "ml-25m.zip").write_bytes(whole[:at] + bytes([whole[at] ^ 0xFF]) + whole[at + 1 :])
+            try:
+                MovieLens25M(Config(), tmp_path).events()
+            except UserError:
+                refused += 1
+        assert refused > len(whole) // 2
+
+
+@pytest.mark.parametrize("how", ["zip", "folder"])
+def test_a_file_without_the_right_to_read_is_told(tmp_path: Path, how: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    write(tmp_path, "ml-1m", MILLION, "latin-1", how)
+
+    def refuse(*_: object, **__: object) -> None:
+        raise PermissionError(13, "Permission denied")
+
+    monkeypatch.setattr(zipfile, "ZipFile", refuse)
+    monkeypatch.setattr(Path, "open", refuse)
+    with pytest.raises(UserError, match=r"ml-1m.* cannot be read: Permission denied"):
+        MovieLens1M(Config(), tmp_path).events()
+
+
+def test_a_fault_of_the_reader_is_not_taken_for_an_absent_member(tmp_path: Path) -> None:
+    write(tmp_path, "ml-1m", MILLION, "latin-1", "zip")
+    with pytest.raises(KeyError, match="mine"), movielens._open(tmp_path, "ml-1m", "ratings.dat"):
+        raise KeyError("mine")
 
 
 @pytest.mark.real

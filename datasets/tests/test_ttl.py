@@ -75,6 +75,8 @@ def test_no_file_at_all_is_told_with_the_expected_name(tmp_path: Path) -> None:
         ("watch", row(1, 2) + ",3", "line 3: 101 ids"),
         ("watch", row(1).replace("1", "x"), "line 3: 'x' is not an integer"),
         ("watch", row(1)[2:], "line 3: 99 ids"),
+        ("watch", row(-7, 2), "line 3: '-7' is not an integer"),
+        ("click", row(7, 2) + ",,-1", "line 3: '-1' is not an integer"),
         ("watch", row(1) + ",,2", "line 3: expected nothing after"),
         ("watch", row(2**31), "line 3: id 2147483648 is above"),
         ("click", row(1), "line 3: expected `,,`"),
@@ -90,6 +92,14 @@ def test_a_bad_row_is_named(tmp_path: Path, task: str, bad: str, says: str) -> N
         data.events()
     assert FILES[task] in str(told.value)
     assert says in str(told.value)
+
+
+def test_a_file_that_cannot_be_opened_is_told(tmp_path: Path) -> None:
+    data = write(tmp_path, watch=[row(1)])
+    (tmp_path / FILES["watch"]).unlink()
+    (tmp_path / FILES["watch"]).mkdir()
+    with pytest.raises(UserError, match=rf"{FILES['watch']} cannot be read: "):
+        data.events()
 
 
 def test_an_empty_file_is_told(tmp_path: Path) -> None:

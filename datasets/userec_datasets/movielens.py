@@ -18,6 +18,7 @@ import pandas as pd
 from pyarrow import csv
 
 from userec.dataset.contract import Dataset, Source
+from userec.dataset.download import DAMAGE
 from userec.errors import UserError
 from userec.schema import NEXT, Field, Task
 from userec_datasets import sample
@@ -187,22 +188,25 @@ class MovieLens25M(Dataset):
 
 @contextmanager
 def _open(home: Path, name: str, file: str) -> Iterator[IO[bytes]]:
-    """One member of the archive, or the unpacked file. Raises UserError where it is absent or cannot be unpacked."""
-    archive = home / f"{name}.zip"
-    if not archive.is_file():
-        path = _unpacked(home, name, file)
-        if not path.is_file():
-            raise UserError(f"{path} is absent; the data set is {name}.zip, or the folder that it unpacks to, with all its files")
-        with path.open("rb") as stream:
-            yield stream
-        return
+    """One member of the archive, or the unpacked file. Raises UserError where it is absent or cannot be read."""
+    archive, member = home / f"{name}.zip", f"{name}/{file}"
+    path = archive if archive.is_file() else _unpacked(home, name, file)
+    if not path.is_file():
+        raise UserError(f"{path} is absent; the data set is {name}.zip, or the folder that it unpacks to, with all its files")
     try:
-        with zipfile.ZipFile(archive) as members, members.open(f"{name}/{file}") as stream:
-            yield stream
-    except KeyError:
-        raise UserError(f"{archive} has no member {name}/{file}: it is not GroupLens's archive") from None
-    except (zipfile.BadZipFile, EOFError) as error:
-        raise UserError(f"{archive} cannot be unpacked ({error}); delete it and fetch it again") from None
+        if path != archive:
+            with path.open("rb") as stream:
+                yield stream
+            return
+        with zipfile.ZipFile(archive) as members:
+            if member not in members.namelist():
+                raise UserError(f"{archive} has no member {member}: it is not GroupLens's archive")
+            with members.open(member) as stream:
+                yield stream
+    except DAMAGE as error:
+        raise UserError(f"{path} cannot be unpacked ({error}); delete it and fetch it again") from None
+    except OSError as error:
+        raise UserError(f"{path} cannot be read: {error.strerror or error}") from None
 
 
 def _unpacked(home: Path, name: str, file: str) -> Path:
@@ -243,6 +247,10 @@ def _ratings(table: pd.DataFrame) -> pd.DataFrame:
     odd = [name for name in ("user", "item", "rating", "time") if table[name].dtype.kind not in "if"]
     if odd:
         raise UserError(f"ratings: the column {odd[0]!r} has cells that are not numbers")
+    for name in ("user", "item", "rating", "time"):
+        missing = table[name].isna().to_numpy()
+        if missing.any():
+            raise UserError(f"ratings: no {name} in row {int(missing.argmax()) + 1}")
     return table.astype({"rating": "float32", "time": "int64"})
 
 

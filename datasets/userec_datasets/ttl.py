@@ -197,11 +197,15 @@ def read_rows(path: Path, *, targets: bool) -> Rows:
                 answers = pc.split_pattern(pc.list_element(halves, 1), ",")
                 line.append(count + pc.list_parent_indices(answers).to_numpy(zero_copy_only=False))
                 target.append(answers.flatten().cast(pa.int64()).to_numpy(zero_copy_only=False))
+            if ids[-1].min(initial=0) < 0 or (targets and target[-1].min(initial=0) < 0):
+                raise pa.ArrowInvalid("a negative id")
             count += batch.num_rows
         if not count:
             raise pa.ArrowInvalid("no lines")
     except pa.ArrowInvalid as error:
         raise _fault(path, targets, error) from None
+    except OSError as error:
+        raise UserError(f"{path} cannot be read: {error.strerror or error}") from None
     none = np.zeros(0, dtype=np.int64)
     return Rows(np.concatenate(ids), np.concatenate([none, *line]), np.concatenate([none, *target]))
 

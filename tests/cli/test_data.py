@@ -171,3 +171,25 @@ def test_describe_a_file_of_ones_own(invoke: Any, tmp_path: Path) -> None:
     facts = json.loads(done.output)
     assert (facts["name"], facts["users"], facts["items"], facts["events"], facts["repeats"]) == ("mine", 2, 2, 3, 0)
     assert "time" not in facts
+
+
+@pytest.mark.parametrize(
+    ("ref", "message"),
+    [
+        ("absent.csv", "no such file: absent.csv"),
+        ("absent.csv.gz", "no such file: absent.csv.gz"),
+        ("./folder", "folder is a folder: name the file in it"),
+        ("folder", "folder is a folder: name the file in it"),
+        ("shap", "unknown data set 'shap'"),
+    ],
+)
+def test_a_file_or_folder_is_told_from_a_name(
+    invoke: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, ref: str, message: str
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    for name in ("folder", "shop"):
+        (tmp_path / name).mkdir()
+    told = invoke("describe", ref).exception
+    assert isinstance(told, UserError)
+    assert message in str(told)
+    assert invoke("describe", "shop").exit_code == 0  # a name of a data set, although a folder is called so

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import json
 from pathlib import Path
 
@@ -93,6 +94,40 @@ def test_it_is_read_once_and_again_when_anything_changes(home: Path, tmp_path: P
     monkeypatch.setattr(caching.coding, "__file__", str(home / "other.py"))
     load(rich(home), cache)
     assert Rich.reads == before + 4
+
+
+def test_the_names_of_the_sources_are_part_of_the_key(home: Path) -> None:
+    class Any(Rich):
+        """Whatever file lies there."""
+
+        def sources(self) -> list[Path]:
+            return sorted(self.home.glob("*.csv"))
+
+    before = caching._key(Any(Rich.Config(), home))
+    (home / "events.csv").rename(home / "clicks.csv")
+    assert before != caching._key(Any(Rich.Config(), home))
+
+
+def test_the_whole_package_of_a_data_set_is_part_of_the_key(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    package = home / "a_package"
+    package.mkdir()
+    (package / "__init__.py").write_text("from a_package.data import Own\n")
+    (package / "data.py").write_text(
+        "from userec.dataset.contract import Dataset\nfrom a_package import deep\n"
+        "class Own(Dataset):\n    name = 'own'\n    files = ('events.csv',)\n    events = deep.events\n"
+    )
+    (package / "deep.py").write_text("def events(self):\n    pass\n")
+    monkeypatch.syspath_prepend(str(home))
+    own = importlib.import_module("a_package").Own
+    before = caching._key(own(Config(), home))
+    assert before == caching._key(own(Config(), home))
+    (package / "deep.py").write_text("def events(self):\n    return None\n")
+    after = caching._key(own(Config(), home))
+    assert before != after
+    for core in ("schema", "contract"):
+        (home / f"{core}.py").write_text("changed")
+        monkeypatch.setattr(getattr(caching, core), "__file__", str(home / f"{core}.py"))
+        assert after != (after := caching._key(own(Config(), home)))
 
 
 @pytest.mark.parametrize("damage", ["cut", "flipped", "missing", "json", "empty json"])

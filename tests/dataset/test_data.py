@@ -107,6 +107,10 @@ def test_a_sample_of_users_is_fixed() -> None:
     sample = questions(list(data().batches("test", "next", users=2)))
     assert sum(sample.values()) == 2
     assert sample == questions(list(data(eval_rows=1).batches("test", "next", users=2)))
+    for seed in range(8):  # two runs of other seeds are compared over the same people
+        other = data()
+        other.seed = seed
+        assert sample == questions(list(other.batches("test", "next", users=2)))
     assert sum(questions(list(data().batches("test", "next", users=99))).values()) == 3
 
 

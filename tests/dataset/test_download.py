@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import io
 import tarfile
@@ -12,6 +13,7 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from urllib.parse import parse_qs, urlsplit
 
+import numpy as np
 import pytest
 
 from userec.dataset.contract import Source
@@ -201,3 +203,32 @@ def test_what_is_no_archive_or_a_cut_one_is_told(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="cannot be unpacked"):
         extract(tmp_path / "bad.zip", tmp_path / "in")
     assert list((tmp_path / "in").iterdir()) == []
+
+
+@pytest.mark.parametrize("method", [zipfile.ZIP_DEFLATED, zipfile.ZIP_LZMA, zipfile.ZIP_BZIP2])
+def test_a_flipped_byte_anywhere_is_told(tmp_path: Path, method: int) -> None:
+    with zipfile.ZipFile(tmp_path / "a.zip", "w", method) as packed:
+        packed.writestr("b.txt", bytes(range(256)) * 4)
+        packed.writestr("c.txt", "text " * 90)
+    whole = (tmp_path / "a.zip").read_bytes()
+    refused = 0
+    for at in range(len(whole)):
+        (tmp_path / "bad.zip").write_bytes(whole[:at] + bytes([whole[at] ^ 0xFF]) + whole[at + 1 :])
+        try:
+            extract(tmp_path / "bad.zip", tmp_path / "in")
+        except UserError:
+            refused += 1
+    assert refused > len(whole) // 2
+
+
+@pytest.mark.parametrize("mode", ["w:gz", "w:xz"])
+def test_a_flipped_byte_of_a_tar_file_is_told(tmp_path: Path, mode: str) -> None:
+    with tarfile.open(tmp_path / "a.tar", mode) as packed:  # type: ignore[call-overload]
+        entry = tarfile.TarInfo("a.txt")
+        entry.size = 4096
+        packed.addfile(entry, io.BytesIO(np.random.default_rng(0).bytes(4096)))
+    whole = (tmp_path / "a.tar").read_bytes()
+    for at in range(0, len(whole), 41):
+        (tmp_path / "bad.tar").write_bytes(whole[:at] + bytes([whole[at] ^ 0xFF]) + whole[at + 1 :])
+        with contextlib.suppress(UserError):
+            extract(tmp_path / "bad.tar", tmp_path / "in")

@@ -133,6 +133,22 @@ def test_label_history_equals_a_naive_filter(rows: list[tuple[int, int]], asked:
     assert counts.tolist() == naive
 
 
+def test_numbers_written_as_text_are_numbers() -> None:
+    frame = pd.DataFrame({"user": [1, 1], "item": [1, 2], "rating": ["4.5", None]})
+    np.testing.assert_array_equal(coded(frame).events.fields["rating"], np.float32([4.5, np.nan]))
+    with pytest.raises(UserError, match="column 'value': row 1 holds 'x'"):
+        coded(frame, tasks=((Task("t", "label", "t"),),), labels={"t": pd.DataFrame({"user": [1], "id": [1], "value": ["x"]})})
+
+
+def test_labels_of_one_user_stand_in_order_of_their_request() -> None:
+    requests = pd.DataFrame({"user": 1, "id": ["c", "a", "b"], "time": [9, 7, 8]})
+    labels = coded(
+        pd.DataFrame({"user": [1], "item": [1], "time": [1]}), tasks=((Task("t", "label", "t"),),), labels={"t": requests}
+    ).labels["t"]
+    assert labels.time is not None
+    assert labels.time.tolist() == [7, 8, 9]
+
+
 def test_notes_count_duplicates_and_single_events() -> None:
     frame = pd.DataFrame({"user": [1, 1, 1, 2], "item": [7, 8, 7, 7], "time": [1, 1, 1, 1]})
     assert coded(frame).notes == (
@@ -158,6 +174,11 @@ def test_take_keeps_all_users() -> None:
         (pd.DataFrame({"user": [1, None], "item": [1, 2]}), "no 'user' in row 2"),
         (pd.DataFrame({"user": [], "item": []}), "has no event"),
         (pd.DataFrame({"user": [1], "item": [1], "time": ["x"]}), "must hold int64 seconds"),
+        (
+            pd.DataFrame({"user": 1, "item": 1, "rating": [4, None, "good"]}),
+            "column 'rating': row 3 holds 'good', which is",
+        ),
+        (pd.DataFrame({"user": 1, "item": 1, "rating": ["4", "NA"]}), "column 'rating': row 2 holds 'NA'"),
         (pd.DataFrame({"user": [1], "item": [1], "split": ["dev"]}), "unknown split 'dev'"),
     ],
 )

@@ -161,6 +161,15 @@ def test_given_honours_the_published_parts() -> None:
     assert interleaved.train.fields["item"].tolist() == [2, 4]
 
 
+def test_training_after_ones_own_test_question_leaks_with_or_without_times() -> None:
+    for times in (None, [[1, 2, 2, 2, 2], [1, 2]]):
+        made = divide(store([[2, 3, 4, 5, 6], [7, 8]], times, split=[0, 2, 0, 0, 0, 0, 2]), SplitConfig(valid=0))
+        assert made.leaky is True
+        assert made.note.startswith("leaky: 50.0% of test users have training events after their test question")
+    sound = divide(store([[2, 3, 4, 5, 6], [7, 8]], split=[0, 0, 0, 2, 2, 0, 2]), SplitConfig(valid=0))
+    assert sound.leaky is None
+
+
 def test_given_without_validation_takes_the_last_of_training() -> None:
     division = divide(store([[2, 3, 4, 5], [6, 7, 8]], split=[0, 0, 0, 2, 0, 0, 2]), SplitConfig())
     assert asked(division, "valid") == [(0, 2, [4])]
@@ -208,6 +217,15 @@ def test_label_users_are_divided_never_pairs() -> None:
     assert all(end == user * 4 + 4 for user, end, _ in asked(division, "test", "age"))
     own = division.train_labels["age"]
     assert np.array_equal(own.end, own.user * 4 + 2)  # training labels see training events only
+
+
+def test_requests_of_one_history_are_questions_of_their_own_by_time() -> None:
+    ids, time = np.array([2, 3, 4]), np.array([7, 7, 8])
+    labels = Labels(np.zeros(3, np.int64), ids, np.ones(3, np.float32), np.full(3, 4), np.full(3, 2, np.int8), time)
+    coded = store([[2, 3, 4, 5]] * 3, labels={"age": labels})
+    division = divide(coded, SplitConfig(name="leave_last"))
+    assert asked(division, "test", "age") == [(0, 4, [2, 3]), (0, 4, [4])]
+    assert division.questions["test", "age"].time.tolist() == [7, 8]  # type: ignore[union-attr]
 
 
 def test_published_label_split_is_honoured() -> None:

@@ -12,7 +12,7 @@ import pytest
 from userec.dataset.cache import load
 from userec.dataset.events import code
 from userec.dataset.split import SplitConfig, divide
-from userec.dataset.table import TableDataset, parse_columns
+from userec.dataset.table import TableDataset, parse_columns, seconds
 from userec.errors import UserError
 
 FRAME = pd.DataFrame({"uid": [7, 7, 9], "iid": ["a", "b", "a"], "ts": [30, 20, 10]})
@@ -139,10 +139,17 @@ def test_parquet_dates_of_any_unit(tmp_path: Path) -> None:
         ("e.csv", "user,item,time\n1,2,3\n1,2,soon\n", "no time in row 2: 'soon'; a time is seconds or an ISO date"),
         ("e.csv", "user,item,time\n1,2,3\n1,2,\n", "no time in row 2"),
         ("e.csv", "user,item\n1,2\n,2\n", "no user in row 2 (column 'user')"),
+        ("e.csv", "user,item,time\n1,2,3\n1,2,1714564801000\n", "row 2: 1714564801000 looks like milliseconds; divide by 1000"),
+        ("e.csv", "user,item,time\n1,2,3\n1,2,1714564801000.5\n", "row 2: 1714564801000.5 looks like milliseconds"),
+        ("e.csv", "user,item\n1,2\n\n1,2,3\n1,2\n", "line 4 has 3 cells, the header 2"),
+        ("e.csv", "user,item,x\n1,2,3\n1,2\n", "line 3 has 2 cells, the header 3"),
+        ("e.csv", "user,item,user\n1,2,3\n", "the column 'user' stands twice; rename one"),
         ("e.csv", "user,item\n", "has no row"),
         ("e.csv", "", "is empty"),
         ("e.txt", "\n", "has no sequence"),
         ("e.parquet", "user,item\n1,2\n", "cannot be read as parquet"),
+        ("e.csv", "x" * 200_000, "cannot be read as csv"),
+        ("e.csv", "\n\n", "is empty"),
         ("e.xlsx", "x", "unknown layout of 'e.xlsx'"),
     ],
 )
@@ -166,10 +173,60 @@ def test_a_cut_or_false_archive_and_an_absent_file(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="no such file"):
         load(table(tmp_path / "absent.csv"), tmp_path)
     (tmp_path / "folder.csv").mkdir()
-    with pytest.raises(UserError, match="is not a file"):
+    with pytest.raises(UserError, match=r"folder\.csv is a folder"):
         table(tmp_path / "folder.csv").events()
-    with pytest.raises(UserError, match="line 2 names a user and no item"):
-        table(written(tmp_path / "e.txt", "u 1\nv\n"), layout="user_lines").events()
+    (tmp_path / "folder").mkdir()
+    with pytest.raises(UserError, match="folder is a folder: name the file in it"):
+        table(tmp_path / "folder").events()
+    with pytest.raises(UserError, match="line 4 names a user and no item"):
+        table(written(tmp_path / "e.txt", "u 1\n\n\nv\n"), layout="user_lines").events()
+
+
+def test_lines_have_no_columns_to_name(tmp_path: Path) -> None:
+    path = written(tmp_path / "e.txt", "user\titem\n1\t2\n")
+    with pytest.raises(UserError, match=r"a line holds one sequence, so .* cannot name columns; .* set dataset\.layout=tsv"):
+        table(path, columns={"user": "user"}).events()
+    assert table(path, columns={"user": "user"}, layout="tsv").events()["item"].tolist() == [2]
+
+
+def test_a_byte_order_mark_is_no_part_of_an_id(tmp_path: Path) -> None:
+    assert table(written(tmp_path / "e.txt", "\ufeff1 2\n")).events()["item"].tolist() == [1, 2]
+
+
+@pytest.mark.parametrize("name", ["e.csv", "e.txt"])
+def test_what_is_not_utf8_is_refused(tmp_path: Path, name: str) -> None:
+    (tmp_path / name).write_bytes("user,item\n1,café\n".encode("latin-1"))
+    with pytest.raises(UserError, match=rf"{name} is not UTF-8 .*; save it as UTF-8"):
+        table(tmp_path / name).events()
+
+
+def test_cells_may_hold_quotes_separators_and_line_ends(tmp_path: Path) -> None:
+    path = written(tmp_path / "e.csv", '"the, user","item\nid",x\n"a, ""b""","c\nd",\n')
+    found = table(path, columns={"user": "the, user", "item": "item\nid"}).events()
+    assert found.to_dict("list") == {"user": ['a, "b"'], "item": ["c\nd"]}
+
+
+def test_columns_of_ones_own_are_numbers_where_they_have_a_point(tmp_path: Path) -> None:
+    path = written(tmp_path / "e.csv", "user,item,a,b,c,d\n1,2,0.5,3,x,007\n1,2,,,,\n")
+    coded = code(table(path, columns={name: name for name in "abcd"}))
+    assert [coded.schema.fields[name].kind for name in "abcd"] == ["number", "id", "id", "id"]
+    assert coded.vocabulary["b"].values.tolist() == [3]
+    assert coded.vocabulary["d"].values.tolist() == ["007"]
+
+
+def test_a_column_that_pandas_kept_as_its_index_is_a_column(tmp_path: Path) -> None:
+    FRAME.set_index("uid").to_parquet(tmp_path / "e.parquet")
+    assert table(tmp_path / "e.parquet", columns=COLUMNS).events()["user"].tolist() == [7, 7, 9]
+
+
+def test_a_missing_time_of_a_parquet_file_is_told(tmp_path: Path) -> None:
+    pd.DataFrame({"user": 1, "item": 2, "time": pd.array([3, None], dtype="Int64")}).to_parquet(tmp_path / "e.parquet")
+    with pytest.raises(UserError, match="no time in row 2"):
+        table(tmp_path / "e.parquet").events()
+    with pytest.raises(UserError, match="no time in row 2"):
+        seconds(pd.Series([3, None], dtype="Int64"), "here")
+    with pytest.raises(UserError, match="row 1: 18446744073709551615 looks like"):
+        seconds(pd.Series([2**64 - 1], dtype="uint64"), "here")
 
 
 def test_columns_are_parsed() -> None:

@@ -16,7 +16,8 @@ from typing import Annotated, Final, Literal
 import typer
 
 from userec.cli.output import blocked, print_json, print_table
-from userec.registry import CORE, Registry, cache_folder, core_version, load
+from userec.dataset.locate import cache_folder
+from userec.registry import CORE, Registry, core_version, load
 
 LEAST_DISK_GB: Final = 2.0
 """Free space below which a run with checkpoints may not end."""

@@ -11,7 +11,7 @@ from typing import Any
 from userec.config import parse
 from userec.dataset.contract import Dataset
 from userec.dataset.locate import home_of
-from userec.dataset.table import TableDataset, parse_columns
+from userec.dataset.table import TableDataset, layout_of, parse_columns
 from userec.errors import UserError
 
 
@@ -29,11 +29,10 @@ def open_dataset(registry: Any, ref: Mapping[str, Any], columns: str | None, dat
     """Open what `ref` names. Raises UserError."""
     name = str(ref["name"])
     settings = {key: value for key, value in ref.items() if key != "name"}
-    if (
-        Path(name).is_file()
-        or (os.sep in name and name.partition("@")[0] not in registry.plugins["datasets"])
-        or "path" in settings
-    ):
+    plain, at, what = name.partition("@")
+    named = plain in registry.plugins["datasets"]
+    like_path = os.sep in name or Path(name).is_dir() or layout_of(Path(name)) is not None
+    if Path(name).is_file() or "path" in settings or (like_path and not named):
         settings = {"path": name, **settings}
         if columns is not None:
             settings["columns"] = parse_columns(columns)
@@ -41,7 +40,6 @@ def open_dataset(registry: Any, ref: Mapping[str, Any], columns: str | None, dat
         return Opened(dataset, dataset.name, settings)
     if columns is not None:
         raise UserError(f"--columns is for a file of your own; {name!r} is a named data set")
-    plain, at, what = name.partition("@")
     if at and what != "sample":
         raise UserError(f"unknown data set {name!r}: only {plain}@sample may follow the name")
     found = registry.find("datasets", plain)

@@ -59,10 +59,10 @@ def start(
     from userec.cli.locate import open_dataset
     from userec.cli.output import registry_of, warn
     from userec.cli.progress import Console, Observers, result_tables
+    from userec.dataset.locate import cache_folder
     from userec.engine import run as engine
     from userec.engine.session import Host
     from userec.errors import UserError
-    from userec.registry import cache_folder
 
     for section, flag in (("encoder", "--model"), ("dataset", "--dataset")):
         if not isinstance(said.get(section), dict) or "name" not in said[section]:

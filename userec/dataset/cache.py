@@ -16,10 +16,12 @@ from typing import Any
 
 import numpy as np
 
+from userec import schema
+from userec.dataset import contract, ids, table
 from userec.dataset import events as coding
-from userec.dataset import table
 from userec.dataset.contract import Dataset
 from userec.dataset.events import Coded, Events, Labels, Vocabulary, code
+from userec.dataset.locate import code_files
 from userec.schema import Field, Schema, Task
 
 _DAMAGE = (OSError, ValueError, KeyError, TypeError, IndexError, AttributeError)
@@ -49,14 +51,18 @@ def load(dataset: Dataset, cache: Path | None) -> Coded:
 
 
 def _key(dataset: Dataset) -> str | None:
-    """Hex of (name, config, content of the sources, text of the code); None where a source or a text is absent."""
-    modules = {cls.__module__ for cls in type(dataset).__mro__ if issubclass(cls, Dataset) and cls is not Dataset}
-    texts = [getattr(sys.modules[name], "__file__", None) for name in sorted(modules)]
+    """Hex of (name, config, names and content of the sources, text of the code); None where a source or a text is absent."""
+    kinds = [cls for cls in type(dataset).__mro__ if issubclass(cls, Dataset) and cls is not Dataset]
     sources = dataset.sources()
-    if not sources or not all(texts) or not all(os.access(path, os.R_OK) and path.is_file() for path in sources):
+    if not sources or not all(os.access(path, os.R_OK) and path.is_file() for path in sources):
         return None
-    digest = hashlib.sha256(json.dumps([dataset.name, dataset.config.model_dump(mode="json")], sort_keys=True).encode())
-    for path in (*sources, coding.__file__, table.__file__, __file__, *texts):
+    if not all(getattr(sys.modules[kind.__module__], "__file__", None) for kind in kinds):
+        return None
+    texts = sorted({path for kind in kinds for path in code_files(kind)})
+    core = [module.__file__ for module in (schema, contract, ids, coding, table)]
+    told = [dataset.name, dataset.config.model_dump(mode="json"), [path.name for path in sources]]
+    digest = hashlib.sha256(json.dumps(told, sort_keys=True).encode())
+    for path in (*sources, *core, __file__, *texts):
         with open(str(path), "rb") as file:
             digest.update(hashlib.file_digest(file, "sha256").digest())
     return digest.hexdigest()[:24]
@@ -119,13 +125,13 @@ def _open(folder: Path) -> Coded:
             branch[leaf] = np.load(folder / name, mmap_mode="c", allow_pickle=False).view(np.ndarray)
     texts = json.loads((folder / "texts.json").read_text(encoding="utf-8"))
     values = {**tree["vocabulary"], **{name: np.array(entry, dtype=object) for name, entry in texts.items()}}
-    schema = _schema(meta["schema"])
+    described = _schema(meta["schema"])
     return Coded(
         name=meta["name"],
         events=Events(tree["offsets"], tree["events"]),
         split=tree.get("split"),
-        vocabulary={space: Vocabulary(values[space]) for space in schema.spaces},
-        schema=schema,
+        vocabulary={space: Vocabulary(values[space]) for space in described.spaces},
+        schema=described,
         profile=tree["profile"],
         catalog={space: tree["catalog"].get(space, {}) for space in meta["catalog"]},
         labels={task: Labels(**columns) for task, columns in tree["labels"].items()},

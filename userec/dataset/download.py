@@ -5,6 +5,7 @@ cannot be fetched by program, so the user is told the address and the place."""
 
 from __future__ import annotations
 
+import lzma
 import os
 import re
 import shutil
@@ -12,6 +13,7 @@ import stat
 import tarfile
 import tempfile
 import zipfile
+import zlib
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from html.parser import HTMLParser
@@ -24,6 +26,9 @@ from userec.errors import UserError
 
 if TYPE_CHECKING:
     import requests
+
+DAMAGE: Final = (zipfile.BadZipFile, tarfile.TarError, EOFError, NotImplementedError, RuntimeError, zlib.error, lzma.LZMAError)
+"""What reading a cut, flipped or locked archive raises, beside OSError."""
 
 Progress = Callable[[int, int | None], None]
 """Called with the bytes so far and the bytes announced, None where the server does not say."""
@@ -164,7 +169,7 @@ def extract(archive: Path, folder: Path) -> list[Path]:
                 (folder / path).parent.mkdir(parents=True, exist_ok=True)
                 os.replace(draft / path, folder / path)
             return [folder / path for path, _ in inside]
-    except (zipfile.BadZipFile, tarfile.TarError, EOFError, NotImplementedError, RuntimeError) as error:
+    except DAMAGE as error:
         raise UserError(f"{archive} cannot be unpacked ({error}); delete it and fetch it again") from None
     except OSError as error:
         raise UserError(f"{archive} cannot be unpacked into {folder}: {error.strerror or error}") from None

@@ -12,6 +12,7 @@ import numpy as np
 import pandas as pd
 
 from userec.dataset.contract import Dataset
+from userec.dataset.ids import external
 from userec.errors import UserError, did_you_mean
 from userec.schema import FIRST, UNKNOWN, Field, Schema, Task
 
@@ -61,18 +62,17 @@ class Vocabulary:
 
     @cached_property
     def _index(self) -> pd.Index:
-        return pd.Index(self.values, dtype=object)
+        """The ids as text."""
+        return pd.Index(self.values.astype(str), dtype=object)
 
     def code(self, values: Any) -> np.ndarray:
         """External ids [N] -> coded ids [N] int64; 1 where an id is not of this space."""
         asked = np.asarray(values)
         if not len(self.values) or not len(asked):
             return np.full(len(asked), UNKNOWN, np.int64)
-        if self.values.dtype == object:
+        if self.values.dtype == object or asked.dtype == object:
             at = self._index.get_indexer(pd.Index(asked.astype(str), dtype=object))  # -1 = absent
             return np.where(at < 0, UNKNOWN, at + FIRST).astype(np.int64)
-        if asked.dtype == object:  # text asked of a space of numbers
-            asked = pd.to_numeric(pd.Series(asked, dtype=object), errors="coerce").fillna(np.iinfo(np.int64).min).to_numpy()
         asked = asked.astype(np.int64)
         if self._dense is not None:
             at = asked - self.values[0]
@@ -122,7 +122,7 @@ class Events:
 
 @dataclass(frozen=True)
 class Labels:
-    """One label task; rows are sorted by user. The history of a row is the events of its user before `end`."""
+    """One label task; rows are sorted by user, end and time. The history of a row is the events of its user before `end`."""
 
     user: np.ndarray  # [N] int64 row
     id: np.ndarray  # [N] int64 coded in the task's space
@@ -241,18 +241,6 @@ def _field(dataset: Dataset, column: pd.Series) -> Field:
     return dataset.fields.get(name) or _STANDARD.get(name) or Field(name, "number" if column.dtype.kind == "f" else "id")
 
 
-def _external(column: pd.Series) -> np.ndarray:
-    """The external ids of a column without missing values: int64, or object holding str."""
-    if column.dtype.kind in "iub":
-        return column.to_numpy(np.int64)
-    if column.dtype.kind == "f" and (column % 1 == 0).all():
-        return column.to_numpy(np.float64).astype(np.int64)  # whole numbers that a missing neighbour made floats
-    values = column.to_numpy(dtype=object)
-    if pd.api.types.infer_dtype(values, skipna=False) == "integer":
-        return values.astype(np.int64)
-    return values if pd.api.types.infer_dtype(values, skipna=False) == "string" else column.astype(str).to_numpy(dtype=object)
-
-
 def _flat(column: pd.Series) -> pd.Series:
     """All values of a column of lists, one after the other."""
     return pd.Series(list(chain.from_iterable(column))).infer_objects()
@@ -267,10 +255,10 @@ def _vocabularies(tables: _Tables, fields: Mapping[str, Field]) -> dict[str, Voc
             if entry is None or entry.kind != "id" or (table is tables.items and entry.space == "item"):
                 continue
             column = _flat(table[name]) if entry.many else table[name]
-            pieces.setdefault(entry.space, []).append(_external(column.dropna()))
+            pieces.setdefault(entry.space, []).append(external(column.dropna()))
     for task, table in tables.labels.items():
-        pieces["user"].append(_external(table["user"]))
-        pieces.setdefault(task.space, []).append(_external(table["id"]))
+        pieces["user"].append(external(table["user"]))
+        pieces.setdefault(task.space, []).append(external(table["id"]))
     return {space: Vocabulary.of(kept) for space, kept in pieces.items()}
 
 
@@ -285,13 +273,25 @@ def _column(column: pd.Series, entry: Field, vocabulary: Mapping[str, Vocabulary
         block[np.arange(block.shape[1]) < lengths[:, None]] = values
         return block
     if entry.kind == "number":
-        return column.to_numpy(np.float32, na_value=np.nan)
+        return _numbers(column)
     present = column.notna().to_numpy()
     if present.all():
-        return vocabulary[entry.space].code(_external(column)).astype(np.int32)
+        return vocabulary[entry.space].code(external(column)).astype(np.int32)
     coded = np.full(len(column), UNKNOWN, np.int32)
-    coded[present] = vocabulary[entry.space].code(_external(column[present]))
+    coded[present] = vocabulary[entry.space].code(external(column[present]))
     return coded
+
+
+def _numbers(column: pd.Series) -> np.ndarray:
+    """[N] float32, NaN where missing. Raises UserError that names the row and the value which is no number."""
+    if column.dtype.kind not in "iufb":
+        read = pd.to_numeric(column, errors="coerce")
+        wrong = (read.isna() & column.notna()).to_numpy()
+        if wrong.any():
+            row = int(wrong.argmax())
+            raise UserError(f"column {str(column.name)!r}: row {row + 1} holds {column.iloc[row]!r}, which is no number")
+        column = read
+    return column.to_numpy(np.float32, na_value=np.nan)
 
 
 def _split(column: pd.Series, where: str) -> np.ndarray:
@@ -306,7 +306,7 @@ def _split(column: pd.Series, where: str) -> np.ndarray:
 def _events(
     table: pd.DataFrame, fields: Mapping[str, Field], vocabulary: Mapping[str, Vocabulary]
 ) -> tuple[Events, np.ndarray | None]:
-    owner = vocabulary["user"].code(_external(table["user"])) - FIRST
+    owner = vocabulary["user"].code(external(table["user"])) - FIRST
     keys = (table["time"].to_numpy(np.int64), owner) if "time" in table else (owner,)
     order = np.lexsort(keys)  # stable: equal times stay in row order
     counts = np.bincount(owner, minlength=len(vocabulary["user"]) - FIRST)
@@ -320,7 +320,7 @@ def _features(
     table: pd.DataFrame, space: str, fields: Mapping[str, Field], vocabulary: Mapping[str, Vocabulary]
 ) -> dict[str, np.ndarray]:
     """Columns of a table of users or items, by coded id: {name: [n, ...]}; where an id has no row: 1, NaN, or no values."""
-    ids = vocabulary[space].code(_external(table[space]))
+    ids = vocabulary[space].code(external(table[space]))
     features = {}
     for name in map(str, table.columns.drop(space)):
         column = _column(table[name], fields[name], vocabulary)
@@ -332,17 +332,17 @@ def _features(
 
 def _labels(table: pd.DataFrame, task: Task, events: Events, vocabulary: Mapping[str, Vocabulary], users: Vocabulary) -> Labels:
     """A label table by user; a request's history ends before the first event at its time or later."""
-    user = users.code(_external(table["user"])) - FIRST
+    user = users.code(external(table["user"])) - FIRST
     time = table["time"].to_numpy(np.int64) if "time" in table else None
     end = events.offsets[user + 1]
     if time is not None and "time" in events.fields:
         moments, rank = np.unique(events.fields["time"], return_inverse=True)
         span = len(moments) + 1
         end = np.searchsorted(events.owner * span + rank, user * span + np.searchsorted(moments, time))
-    value = table["value"].to_numpy(np.float32, na_value=np.nan) if "value" in table else np.ones(len(table), np.float32)
+    value = _numbers(table["value"]) if "value" in table else np.ones(len(table), np.float32)
     split = _split(table["split"], f"labels {task.name!r}") if "split" in table else None
-    labels = Labels(user, vocabulary[task.space].code(_external(table["id"])), value, end.astype(np.int64), split, time)
-    return labels.take(np.lexsort((end, user)))
+    labels = Labels(user, vocabulary[task.space].code(external(table["id"])), value, end.astype(np.int64), split, time)
+    return labels.take(np.lexsort((end, user) if time is None else (time, end, user)))
 
 
 def _notes(events: Events) -> Iterable[str]:
@@ -365,6 +365,6 @@ def _unasked(tables: _Tables, items: Vocabulary) -> Iterable[str]:
     for task in tables.absent:
         yield f"task {task.name!r} is left out: its file is absent"
     if tables.items is not None:
-        extra = int((items.code(_external(tables.items["item"])) == UNKNOWN).sum())
+        extra = int((items.code(external(tables.items["item"])) == UNKNOWN).sum())
         if extra:
             yield f"{extra} items of the catalogue are left out: no event or label names them"

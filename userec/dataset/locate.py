@@ -9,9 +9,12 @@ import shutil
 import tempfile
 from collections.abc import Mapping
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-from userec.dataset.contract import Dataset
 from userec.errors import UserError
+
+if TYPE_CHECKING:  # the registry reads `cache_folder` here and stays free of pandas
+    from userec.dataset.contract import Dataset
 
 
 def home_of(
@@ -51,14 +54,14 @@ def named_folder(data_dir: Path | None, environ: Mapping[str, str]) -> tuple[Pat
 def data_folder(data_dir: Path | None, environ: Mapping[str, str]) -> Path:
     """The folder that data sets are looked for in and fetched to; it may not exist yet."""
     named, _ = named_folder(data_dir, environ)
-    return named if named is not None else _cache(environ) / "data"
+    return named if named is not None else cache_folder(environ) / "data"
 
 
 def sample_home(dataset: type[Dataset], environ: Mapping[str, str]) -> Path | None:
     """The folder of the generated sample, written on first use; None where the data set ships none.
 
     It is keyed by the code that writes it, so that a new generator never finds an old sample."""
-    home = _cache(environ) / "samples" / f"{dataset.name}-{_code_key(dataset)}"
+    home = cache_folder(environ) / "samples" / f"{dataset.name}-{_code_key(dataset)}"
     if home.is_dir():
         return home
     try:
@@ -81,8 +84,8 @@ def sample_home(dataset: type[Dataset], environ: Mapping[str, str]) -> Path | No
         shutil.rmtree(draft, ignore_errors=True)
 
 
-def _cache(environ: Mapping[str, str]) -> Path:
-    """What userec can make again: USEREC_CACHE, else the user's cache folder."""
+def cache_folder(environ: Mapping[str, str] = os.environ) -> Path:
+    """Where userec may keep what it can make again: USEREC_CACHE, else the user's cache folder."""
     if named := environ.get("USEREC_CACHE"):
         return Path(named).expanduser()
     import platformdirs
@@ -90,8 +93,12 @@ def _cache(environ: Mapping[str, str]) -> Path:
     return Path(platformdirs.user_cache_dir("userec", appauthor=False))
 
 
-def _code_key(dataset: type[Dataset]) -> str:
-    """Eight hex digits of the code that defines the data set: its whole package, or its one file."""
+def code_files(dataset: type[Dataset]) -> list[Path]:
+    """The code that defines the data set: its whole package, or its one file."""
     source = Path(inspect.getfile(dataset))
-    files = sorted(source.parent.glob("*.py")) if (source.parent / "__init__.py").is_file() else [source]
-    return hashlib.sha256(b"\0".join(path.read_bytes() for path in files)).hexdigest()[:8]
+    return sorted(source.parent.glob("*.py")) if (source.parent / "__init__.py").is_file() else [source]
+
+
+def _code_key(dataset: type[Dataset]) -> str:
+    """Eight hex digits of that code."""
+    return hashlib.sha256(b"\0".join(path.read_bytes() for path in code_files(dataset))).hexdigest()[:8]

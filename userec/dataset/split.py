@@ -203,10 +203,12 @@ def _ask(events: Events, held: np.ndarray, target: Target, rng: np.random.Genera
 
 
 def _ask_labels(labels: Labels, events: Events) -> Questions:
-    """One question for each user and request, its positive labels relevant. Rows are sorted by (user, end)."""
+    """One question for each user and request, its positive labels relevant. Rows are sorted by (user, end, time)."""
     labels = labels.take((labels.value > 0) & (labels.end > events.offsets[labels.user]))
-    new = np.ones(len(labels.user), bool)
-    new[1:] = (np.diff(labels.user) != 0) | (np.diff(labels.end) != 0)
+    new = np.arange(len(labels.user)) == 0
+    for key in (labels.user, labels.end, labels.time):
+        if key is not None:
+            new[1:] |= np.diff(key) != 0
     offsets, ids = _sets(np.cumsum(new) - 1, labels.id, int(new.sum()))
     return Questions(labels.user[new], labels.end[new], offsets, ids, None if labels.time is None else labels.time[new])
 
@@ -241,13 +243,23 @@ def _judge(coded: Coded, train: np.ndarray, questions: Mapping[tuple[str, str], 
     events, test = coded.events, questions["test", task]
     if not len(test):
         return None, f"task {task!r} has no test question"
-    leaky, note = None, "no times: a leak cannot be checked"
+    users, first = np.unique(test.user, return_index=True)
+    leaks = []
     if test.time is not None:
         late = (events.fields["time"] > test.time.min()) & train
-        leaky = bool(late.any())
-        share = f"{late.sum() / train.sum():.1%} of training events are later than the earliest test target"
-        note = f"leaky: {share}" if leaky else "not leaky: no training event is later than the earliest test target"
-    users = np.unique(test.user)
+        if late.any():
+            leaks.append(f"{late.sum() / train.sum():.1%} of training events are later than the earliest test target")
+    last = np.searchsorted(np.flatnonzero(train), events.offsets[users + 1])  # [U]: training events up to each user's end
+    after = np.append(-1, np.flatnonzero(train))[last] >= np.minimum.reduceat(test.end, first)
+    if after.any():
+        leaks.append(f"{after.mean():.1%} of test users have training events after their test question")
+    leaky = True if leaks else None if test.time is None else False
+    sound = (
+        "no times: a leak cannot be checked"
+        if leaky is None
+        else "not leaky: no training event is later than the earliest test target"
+    )
+    note = f"leaky: {', '.join(leaks)}" if leaks else sound
     unseen = ~np.isin(test.ids, events.fields["item"][train])
     new = np.bincount(events.owner[train], minlength=events.users)[users] == 0
     silent = "" if len(questions["valid", task]) else "; no validation question"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import gzip
 import io
 import zlib
@@ -12,9 +13,12 @@ from typing import Any, Literal
 import numpy as np
 import pandas as pd
 import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.csv
 import pyarrow.parquet
 
 from userec.config import Config
+from userec.dataset import ids
 from userec.dataset.contract import Dataset
 from userec.errors import UserError, did_you_mean, unknown
 from userec.schema import EVENT_FIELDS
@@ -29,8 +33,10 @@ _EXTENSIONS: Mapping[str, Layout] = {
     ".pq": "parquet",
     ".txt": "lines",
 }
-_UNREADABLE = (OSError, EOFError, zlib.error, UnicodeDecodeError, pa.ArrowException, pd.errors.ParserError)
+_UNREADABLE = (OSError, EOFError, ValueError, zlib.error, csv.Error, pa.ArrowException)
 """What a missing right, a cut archive or a file of another kind raises."""
+LATEST = 10**11
+"""Seconds in the year 5138; milliseconds since 1973 are above it."""
 
 
 def parse_columns(text: str) -> dict[str, str]:
@@ -88,13 +94,21 @@ class TableDataset(Dataset):
         return pd.concat([train, test.assign(split="test")], ignore_index=True)
 
     def _read(self, path: Path, users: int) -> pd.DataFrame:
-        layout = _layout(path) if self.config.layout == "auto" else self.config.layout
         if not path.is_file():
-            raise UserError(f"no such file: {path}" if not path.exists() else f"{path} is not a file")
+            folder = f"{path} is a folder: name the file in it, or a data set that lies there and --data-dir"
+            raise UserError(folder if path.is_dir() else f"no such file: {path}")
+        layout = _layout(path) if self.config.layout == "auto" else self.config.layout
+        if layout in ("lines", "user_lines") and self.config.columns:
+            raise UserError(
+                f"{path}: in layout {layout!r} a line holds one sequence, so --columns cannot name columns; "
+                "where the file has a header, set dataset.layout=tsv"
+            )
         try:
             if layout in ("lines", "user_lines"):
-                return _sequences(_content(path).decode("utf-8"), layout == "user_lines", users, path)
+                return _sequences(_content(path).decode("utf-8-sig"), layout == "user_lines", users, path)
             table = self._columns(_content(path), layout, path)
+        except UnicodeDecodeError as error:
+            raise UserError(f"{path} is not UTF-8 (byte {error.start + 1}: {error.reason}); save it as UTF-8") from None
         except _UNREADABLE as error:
             raise UserError(
                 f"{path} cannot be read as {layout}: {str(error).splitlines()[0] if str(error) else 'it is cut short'}"
@@ -117,15 +131,15 @@ class TableDataset(Dataset):
         if layout == "parquet":
             file = pa.parquet.ParquetFile(io.BytesIO(content))
             mapped = self._checked(file.schema_arrow.names, path)
-            table = file.read(columns=list(dict.fromkeys(mapped.values()))).to_pandas()
+            table = file.read(columns=list(dict.fromkeys(mapped.values())))
+            columns = {name: table[column] for name, column in mapped.items()}
         else:
-            header = content.partition(b"\n")[0].decode("utf-8-sig").strip("\r")
-            if not header:
-                raise UserError(f"{path} is empty")
-            delimiter = max("\t,;|", key=header.count)
-            mapped = self._checked([name.strip('"') for name in header.split(delimiter)], path)
-            table = _delimited(content, delimiter, list(dict.fromkeys(mapped.values())))
-        return pd.DataFrame({name: table[column] for name, column in mapped.items()})
+            delimiter, header = _header(content, path)
+            mapped = self._checked(header, path)
+            cells = _delimited(content, path, delimiter, header, [header.index(column) for column in mapped.values()])
+            columns = {name: _typed(name, column) for name, column in zip(mapped, cells, strict=True)}
+        # whole numbers beside missing ones stay whole, and no index is made of what pandas once wrote
+        return pa.table(list(columns.values()), names=list(columns)).to_pandas(integer_object_nulls=True, ignore_metadata=True)
 
     def _checked(self, found: list[str], path: Path) -> dict[str, str]:
         mapped = self._mapped(found)
@@ -135,14 +149,22 @@ class TableDataset(Dataset):
                     f"{path}: no column {column!r} for {name!r} among {', '.join(found)}{did_you_mean(column, found)}\n"
                     f"name the columns with --columns user=COLUMN,item=COLUMN,time=COLUMN"
                 )
+            if found.count(column) > 1:
+                raise UserError(f"{path}: the column {column!r} stands twice; rename one of the two")
         return mapped
 
 
-def _layout(path: Path) -> Layout:
+def layout_of(path: Path) -> Layout | None:
+    """The layout that a file's extension tells, `.gz` apart."""
     suffixes = [suffix.lower() for suffix in path.suffixes if suffix.lower() != ".gz"]
-    if suffixes and suffixes[-1] in _EXTENSIONS:
-        return _EXTENSIONS[suffixes[-1]]
-    raise unknown("layout of", path.name, (*_EXTENSIONS, "or set dataset.layout"))
+    return _EXTENSIONS.get(suffixes[-1]) if suffixes else None
+
+
+def _layout(path: Path) -> Layout:
+    layout = layout_of(path)
+    if layout is None:
+        raise unknown("layout of", path.name, (*_EXTENSIONS, "or set dataset.layout"))
+    return layout
 
 
 def _content(path: Path) -> bytes:
@@ -150,46 +172,96 @@ def _content(path: Path) -> bytes:
     return gzip.decompress(content) if path.suffix.lower() == ".gz" else content
 
 
-def _delimited(content: bytes, delimiter: str, columns: list[str]) -> pd.DataFrame:
-    """The columns, by pyarrow; by pandas' own parser where a column changes its type on the way."""
+def _header(content: bytes, path: Path) -> tuple[str, list[str]]:
+    """The delimiter that makes most cells of the first line that is not blank, and these cells."""
+    rows = {}
+    for delimiter in "\t,;|":
+        text = io.TextIOWrapper(io.BytesIO(content), "utf-8-sig", newline="")
+        rows[delimiter] = next(filter(None, csv.reader(text, delimiter=delimiter)), [])
+    delimiter = max(rows, key=lambda sign: len(rows[sign]))
+    if not rows[delimiter]:
+        raise UserError(f"{path} is empty")
+    return delimiter, rows[delimiter]
+
+
+def _delimited(content: bytes, path: Path, delimiter: str, header: list[str], columns: list[int]) -> list[pa.ChunkedArray]:
+    """The columns of these numbers as text; only an empty cell is missing. Raises UserError at a row longer or shorter."""
+    names = [str(number) for number in range(len(header))]
+    wanted = [str(number) for number in columns]
     try:
-        return pd.read_csv(io.BytesIO(content), sep=delimiter, usecols=columns, engine="pyarrow")
-    except (pa.ArrowException, pd.errors.ParserError):
-        return pd.read_csv(io.BytesIO(content), sep=delimiter, usecols=columns, low_memory=False)
+        table = pyarrow.csv.read_csv(
+            io.BytesIO(content),
+            pyarrow.csv.ReadOptions(column_names=names, skip_rows_after_names=1, block_size=1 << 24),
+            pyarrow.csv.ParseOptions(delimiter=delimiter, newlines_in_values=b'"' in content),
+            pyarrow.csv.ConvertOptions(
+                column_types=dict.fromkeys(wanted, pa.string()),
+                include_columns=list(dict.fromkeys(wanted)),
+                null_values=[""],
+                strings_can_be_null=True,
+            ),
+        )
+    except pa.ArrowInvalid:
+        reader = csv.reader(io.StringIO(content.decode("utf-8-sig"), newline=""), delimiter=delimiter)
+        ragged = next((row for row in reader if row and len(row) != len(header)), None)
+        if ragged is None:
+            raise
+        raise UserError(
+            f"{path}: line {reader.line_num} has {len(ragged)} cells, the header {len(header)}; "
+            f"mend it, or quote a cell that holds {delimiter!r}"
+        ) from None
+    return [table[name] for name in wanted]
+
+
+def _typed(name: str, texts: pa.ChunkedArray) -> pa.ChunkedArray:
+    """A `rating` is a number, and a column of one's own that has a point; others are int64 where written so; else text."""
+    if name != "rating":
+        numbers = ids.parse(texts)
+        decimal = name not in (*EVENT_FIELDS, "split") and pc.any(pc.match_substring(texts, ".")).as_py()
+        if numbers.type == pa.int64() or not decimal:
+            return numbers
+    try:
+        return texts.cast(pa.float64())
+    except pa.ArrowInvalid:
+        return texts
 
 
 def _sequences(text: str, named: bool, users: int, path: Path) -> pd.DataFrame:
     """One sequence a line; without names a line's user is its number, counted on from `users`."""
-    lines = [tokens for line in text.replace(",", " ").splitlines() if (tokens := line.split())]
+    numbered = [(at, tokens) for at, line in enumerate(text.replace(",", " ").splitlines(), 1) if (tokens := line.split())]
+    lines = [tokens for _, tokens in numbered]
     if not lines:
         raise UserError(f"{path} has no sequence")
     if named:
-        short = next((number for number, tokens in enumerate(lines, 1) if len(tokens) < 2), None)
+        short = next((at for at, tokens in numbered if len(tokens) < 2), None)
         if short is not None:
             raise UserError(f"{path}: line {short} names a user and no item")
-        names = _numbers([tokens[0] for tokens in lines])
+        names = _coded([tokens[0] for tokens in lines])
         lines = [tokens[1:] for tokens in lines]
     else:
         names = np.arange(users + 1, users + len(lines) + 1)
-    items = _numbers([token for tokens in lines for token in tokens])
+    items = _coded([token for tokens in lines for token in tokens])
     return pd.DataFrame({"user": np.repeat(names, [len(tokens) for tokens in lines]), "item": items})
 
 
-def _numbers(tokens: list[str]) -> np.ndarray:
-    """int64 where every token is made of digits, else text."""
-    letters = "".join(tokens)
-    if letters.isascii() and letters.isdigit() and max(map(len, tokens)) < 19:  # 19 digits may exceed int64
-        return np.array(list(map(int, tokens)), dtype=np.int64)
-    return np.array(tokens, dtype=object)
+def _coded(tokens: list[str]) -> np.ndarray:
+    return ids.parse(pa.chunked_array([tokens], pa.string())).to_numpy()
 
 
 def seconds(column: pd.Series, where: str) -> pd.Series:
     """Whole or decimal seconds, dates, or ISO text -> int64 seconds. Raises UserError that names the row and the value."""
-    if column.dtype.kind in "iu":
+    whole = column.dtype.kind in "iu" and not column.isna().any()
+    if whole:
+        numbers = column
+    elif column.dtype.kind == "M":
+        numbers = pd.Series(np.nan, column.index)
+    else:
+        numbers = pd.to_numeric(column, errors="coerce").astype("float64")
+    late = (numbers > LATEST) & (numbers < np.inf)
+    if late.any():
+        row = int(late.to_numpy().argmax())
+        raise UserError(f"{where}: the time in row {row + 1}: {column.iloc[row]} looks like milliseconds; divide by 1000")
+    if whole:
         return column.astype("int64")
-    numbers = (
-        pd.Series(np.nan, column.index) if column.dtype.kind == "M" else pd.to_numeric(column, errors="coerce").astype("float64")
-    )
     texts = column[numbers.isna()].dropna()
     dates = pd.to_datetime(texts, format="ISO8601", errors="coerce", utc=True).dropna()
     bad = numbers.isna() & ~column.index.isin(dates.index) | np.isinf(numbers)
