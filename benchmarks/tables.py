@@ -48,9 +48,11 @@ def quality(files: list[Path]) -> list[str]:
         assert not kept["resumed"], f"{file.name}: its time is of a part"
         names = (report["experiment"]["encoder"]["name"], report["dataset"]["name"], split["name"] + leaky)
         metrics = (cell(ndcg), cell(hr), cell(find(report["baselines"], "ndcg@10")), ndcg["n"])
-        costs = (f"{report['timing']['train_s']:.0f}", f"{kept['wall_s']:.0f}", f"{report['peak_rss_mb']:.0f}")
+        seconds = [f"{value:.0f}" for value in (report["timing"]["train_s"], kept["wall_s"])]
+        costs = (*(["-", "-"] if "beside" in kept else seconds), f"{report['peak_rss_mb']:.0f}")
         lines.append("| " + " | ".join(map(str, (*names, *metrics, *costs, f"`{report['dataset']['target_hash']}`"))) + " |")
-        made.append(f"- `{kept['command']}` (seed {kept['seed']}, commit {kept['commit']}, {kept['machine']})")
+        beside = f"; no times: {kept['beside']}" if "beside" in kept else ""
+        made.append(f"- `{kept['command']}` (seed {kept['seed']}, commit {kept['commit']}, {kept['machine']}{beside})")
     return [*lines, "", "Made by:", "", *made, ""]
 
 
