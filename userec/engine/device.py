@@ -10,10 +10,9 @@ import torch
 
 from userec.errors import UserError
 
-
 CACHED_PRODUCTS = "16"
-"""Compiled matrix products that oneDNN keeps; it reads this at its first one. Batches come in hundreds of shapes and few come twice:
-its own default of 1,024 would be most of a run's memory."""
+"""Compiled matrix products that oneDNN keeps; it reads this at its first one. Batches come in hundreds of shapes, few of them
+twice: its own default of 1,024 would be most of a run's memory."""
 
 
 def device_of(name: str) -> torch.device:
