@@ -55,7 +55,7 @@ def settle(plugins: Plugins, said: Mapping[str, Any], dataset: Dataset) -> Exper
 
 
 def check_folder(out: Path, experiment: Experiment, resume: bool) -> None:
-    """Make the run's folder, or see that it holds this very run. Raises UserError where it does not, or cannot be written."""
+    """See that the run's folder is free, or holds this very run. Raises UserError where it does not, or cannot be written."""
     settings = out / "experiment.toml"
     if resume and not settings.is_file():
         raise UserError(f"--resume: {out} holds no run (no experiment.toml); leave --resume out to start one there")
