@@ -13,6 +13,9 @@ UNKNOWN: Final = 1
 FIRST: Final = 2
 """The first real id. Ids below it are never ranked."""
 
+Kind = Literal["item", "click", "rating", "label"]
+"""What a task asks for."""
+
 EVENT_FIELDS: Final = ("user", "item", "time", "session", "action", "rating")
 """Fixed names of event fields; others are `profile.X` (of the user), `item.X`, `asked.X`, `labels.X`."""
 
@@ -35,13 +38,14 @@ class Field:
 
 @dataclass(frozen=True)
 class Task:
-    """Something to predict: `item` tasks rank a space, `label` tasks name a class of the user (age, gender).
+    """Something to predict, in `space`: `item` tasks ask which items are right (the next one, the liked ones), `click` tasks
+    whether an item that was shown is right (1) or wrong (0), `rating` tasks which number an item gets, `label` tasks which class
+    the user is of (age, gender).
 
-    In `space` the answers live; the task whose answers are the events themselves (next item) has `events=True`,
-    every other task reads a table of labels."""
+    The task whose answers are the events themselves (next item) has `events=True`, every other task reads a table of labels."""
 
     name: str
-    kind: Literal["item", "label"] = "item"
+    kind: Kind = "item"
     space: str = "item"
     events: bool = False
 

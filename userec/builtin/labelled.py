@@ -47,6 +47,7 @@ class Labelled(Objective):
         self.config: LabelledConfig = config
         if config.price == "softmax" and config.negatives is not None:
             raise UserError("objective 'labelled': price 'softmax' draws no negatives; set objective.price=bce")
+        self.odds = config.price == "bce"
         self.needs = Can.GRADIENT | (Can.SCORE_CATALOG if config.price == "softmax" else Can.NOTHING)
         self.build = build
         self.fused = build.op("linear_cross_entropy")
@@ -82,7 +83,7 @@ class Labelled(Objective):
         asked, answer = catalogue.where_asked(targets)
         encoded = encoder.encode(batch.history)
         parts: dict[str, Tensor] = {}
-        if self.config.price == "softmax" and all(task.kind == "item" for task in self.group):
+        if self.config.price == "softmax" and all(task.kind != "label" for task in self.group):
             own = catalogue.mean_cross_entropy(encoder, encoded, targets, self.fused)
         else:
             scores = self._scores(encoder, encoded, targets, asked)
@@ -130,7 +131,7 @@ class Labelled(Objective):
 
 def answers(task: Task, schema: Schema) -> frozenset[str]:
     """Fields that hold what a label task asks: `profile.age` for `age`, and every field whose values are of its label space."""
-    if task.kind == "item":
+    if task.kind != "label":
         return frozenset()
     same = {name for name, field in schema.fields.items() if field.kind == "id" and field.space == task.space}
     return frozenset({f"profile.{task.name}", f"labels.{task.name}", *same})

@@ -62,6 +62,7 @@ class NextItem(Objective):
     def __init__(self, config: NextItemConfig, build: Build) -> None:
         super().__init__(config, build)
         self.config: NextItemConfig = config
+        self.odds = config.price == "bce"
         if config.negatives is None and config.price != "softmax":
             raise UserError(f"objective 'next_item': price {config.price!r} needs drawn negatives; set objective.negatives=256")
         self.needs = Can.GRADIENT

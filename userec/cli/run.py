@@ -21,6 +21,9 @@ def run(
     columns: Annotated[str | None, typer.Option(help="Columns of your own file: user=uid,item=iid,time=ts.")] = None,
     split: Annotated[str | None, typer.Option(help="by_time, leave_last, by_user or given.")] = None,
     task: Annotated[str | None, typer.Option(help="The task to train on. Default: the data set's first.")] = None,
+    slice_: Annotated[
+        list[str] | None, typer.Option("--slice", help="Metrics by group of users too: activity, or a profile field. Repeatable.")
+    ] = None,
     seed: Annotated[int | None, typer.Option(help="Default 0.")] = None,
     device: Annotated[str | None, typer.Option(help="cpu, cuda or cuda:N. Default cpu.")] = None,
     data_dir: Annotated[Path | None, typer.Option(help="Where data sets lie. Default: USEREC_DATA, else the cache.")] = None,
@@ -38,7 +41,13 @@ def run(
     for section, name in (("encoder", model), ("dataset", dataset), ("objective", objective), ("split", split)):
         if name is not None:
             said = merge(said, {section: {"name": name}})
-    for key, value in (("evaluators", evaluator or None), ("task", task), ("seed", seed), ("device", device)):
+    for key, value in (
+        ("evaluators", evaluator or None),
+        ("slices", slice_ or None),
+        ("task", task),
+        ("seed", seed),
+        ("device", device),
+    ):
         if value is not None:
             said[key] = value
     said = merge(said, read_settings(set_ or []))

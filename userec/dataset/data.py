@@ -1,10 +1,11 @@
-"""What evaluators and validation see: one row and one question a query, the whole history's items, popularity."""
+"""What evaluators and validation see: one row and one question a query, the whole history's items, pieces of users."""
 
 from __future__ import annotations
 
 from collections.abc import Collection, Iterator
 from functools import cached_property
 from itertools import pairwise
+from typing import Any
 
 import numpy as np
 import torch
@@ -13,7 +14,10 @@ from torch import Tensor
 from userec.batch import Batch, Query, Targets
 from userec.dataset.events import Coded
 from userec.dataset.loader import BatchConfig, Collator, Rows, cut, last_asked
-from userec.dataset.split import Division, Questions, ragged
+from userec.dataset.split import Division, Questions, ask_labels, ragged
+
+FEWEST = 5
+"""Events of the shortest piece of a user."""
 
 SAMPLE = 0
 """Seeds the sample of users, whatever the run's seed: runs that differ in it alone are judged by the same people."""
@@ -32,12 +36,15 @@ class SplitData:
         fields: Collection[str],
         seed: int,
         config: BatchConfig,
+        odds: bool = False,
     ) -> None:
         self.coded, self.division, self.config = coded, division, config
-        self.schema, self.trained, self.window, self.seed = coded.schema, trained, window, seed
+        self.schema, self.trained, self.window, self.seed, self.odds = coded.schema, trained, window, seed, odds
+        self.kept: dict[str, Any] = {}
         counts = np.bincount(division.train.fields["item"], minlength=coded.schema.spaces["item"])
         self.popularity = torch.from_numpy(counts)  # [n] int64
         self._collator = Collator(coded, coded.events, fields)
+        self._asked: dict[tuple[str, str], Questions] = dict(division.questions)
 
     @cached_property
     def repeats(self) -> float:
@@ -48,22 +55,34 @@ class SplitData:
 
     def questions(self, split: str, task: str) -> int:
         """How many queries `batches` gives."""
-        return len(self.division.questions[split, task])
+        return len(self._questions(split, task))
+
+    def _questions(self, split: str, task: str) -> Questions:
+        if (split, task) not in self._asked:  # the training rows of a table of labels, which only a probe asks for
+            labels = self.division.train_labels[task]
+            self._asked[split, task] = ask_labels(labels, self.coded.events, self.schema.task(task).kind)
+        return self._asked[split, task]
 
     def batches(self, split: str, task: str, users: int | None = None) -> Iterator[Batch]:
-        """The questions, shortest histories first; only those of the fixed sample of `users` where told."""
-        asked = self.division.questions[split, task]
+        """The questions, shortest histories first; only those of the fixed sample of `users` where told.
+
+        Of a task that reads labels `split` may be `train`."""
+        asked = self._questions(split, task)
         chosen = np.arange(len(asked))
         people = np.unique(asked.user)
         if users is not None and users < len(people):
             sample = np.random.default_rng(SAMPLE).choice(people, users, replace=False)
             chosen = chosen[np.isin(asked.user, sample)]
         rows = Rows(asked.user, asked.end, self.window)
+        for part in self._portions(rows, chosen):
+            yield self._batch(asked, rows, part, task)
+
+    def _portions(self, rows: Rows, chosen: np.ndarray) -> Iterator[np.ndarray]:
+        """The `chosen` rows, shortest first, cut into batches."""
         lengths = self._collator.lengths(rows)
         chosen = chosen[np.argsort(lengths[chosen], kind="stable")]
-        bounds = cut(lengths[chosen], self.config.eval_rows, self.config.eval_tokens)
-        for low, high in pairwise(bounds):
-            yield self._batch(asked, rows, chosen[low:high], task)
+        for low, high in pairwise(cut(lengths[chosen], self.config.eval_rows, self.config.eval_tokens)):
+            yield chosen[low:high]
 
     def _batch(self, asked: Questions, rows: Rows, chosen: np.ndarray, task: str) -> Batch:
         rows = rows.take(chosen)
@@ -73,9 +92,48 @@ class SplitData:
         real = place < (stop - start)[:, None]  # [B, P]
         ids = np.zeros(real.shape, np.int64)
         ids[real] = asked.ids[ragged(start, stop)]
-        labels = torch.from_numpy(np.where(real, np.float32(1), np.float32(np.nan)))[:, None, :, None]  # [B, 1, P, 1]
+        values = np.full(real.shape, np.nan, np.float32)
+        values[real] = 1 if asked.values is None else asked.values[ragged(start, stop)]
+        labels = torch.from_numpy(values)[:, None, :, None]  # [B, 1, P, 1]
         query = Query(history.last[:, None], torch.from_numpy(ids)[:, None], last_asked(history))
         return Batch(history, Targets(query, labels=labels), torch.from_numpy(rows.user), torch.from_numpy(rows.stop))
+
+    def pieces(self, split: str, back: int, *, events: int, shots: int = 1, gap: int = 0) -> Iterator[Batch]:
+        """One piece a user of his history before the last question of `split`; see `Data`."""
+        user, begin, stop, size = self._pieces(split, events, shots, gap)
+        end = stop if back == 0 else begin - (back - 1) * size
+        rows = Rows(user, end, size if self.window is None else np.minimum(size, self.window))
+        task = next(iter(self.trained), "")
+        for part in self._portions(rows, np.arange(len(user))):
+            taken = rows.take(part)
+            history = self._collator.history(taken, task)
+            yield Batch(history, None, torch.from_numpy(taken.user), torch.from_numpy(taken.stop))
+
+    def _pieces(self, split: str, events: int, shots: int, gap: int) -> tuple[np.ndarray, ...]:
+        """(user [U], where his older pieces end [U], where the newest ends [U], events a piece [U])."""
+        store = self.coded.events
+        tasks = [task for task in self.schema.all_tasks if task.events] or list(self.schema.all_tasks)
+        asked = [self._questions(split, task.name) for task in tasks]
+        stop = np.zeros(store.users, np.int64)  # where each user's last question stands
+        np.maximum.at(stop, np.concatenate([q.user for q in asked]), np.concatenate([q.end for q in asked]))
+        start = store.offsets[:-1]
+        size = np.minimum(events, np.maximum(stop - start, 0) // (1 + shots))
+        user = np.flatnonzero(size > 0)
+        start, stop, size = start[user], stop[user], size[user]
+        first = stop - size  # the newest piece begins here
+        begin = first
+        if "time" in store.fields:
+            time = store.fields["time"].astype(np.int64)
+            low = int(time.min()) - gap
+            span = int(time.max()) - low + 1
+            begin = np.minimum(begin, np.searchsorted(store.owner * span + (time - low), user * span + (time[first] - gap - low)))
+        if "session" in store.fields:
+            session, owner = store.fields["session"], store.owner
+            opens = np.append(True, (np.diff(session) != 0) | (np.diff(owner) != 0))
+            begin = np.minimum(begin, np.maximum.accumulate(np.where(opens, np.arange(len(opens)), 0))[first])
+        size = np.minimum(size, (begin - start) // shots)
+        kept = size >= FEWEST
+        return user[kept], begin[kept], stop[kept], size[kept]
 
     def seen(self, batch: Batch) -> tuple[Tensor, Tensor]:
         """(row [N], id [N]) of each row's whole history before its question, with repetitions."""

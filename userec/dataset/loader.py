@@ -41,14 +41,14 @@ class Rows:
 
     user: np.ndarray  # [N] int64 row
     stop: np.ndarray  # [N] int64 index into the store
-    size: int | None  # None = all
+    size: int | np.ndarray | None  # one for all, or [N] int64; None = the whole history
 
     def __len__(self) -> int:
         return len(self.user)
 
     def take(self, rows: np.ndarray) -> Rows:
         """Some of the rows, in the order of `rows`."""
-        return Rows(self.user[rows], self.stop[rows], self.size)
+        return Rows(self.user[rows], self.stop[rows], self.size[rows] if isinstance(self.size, np.ndarray) else self.size)
 
     def start(self, events: Events) -> np.ndarray:
         """Where each row begins: [N] int64."""
@@ -108,7 +108,9 @@ class Collator:
                 following = np.where(place == lengths[:, None] - 1, time[:, None], following)
             asked["asked.time"] = _padded(following, mask)
         profile = {name: _tensor(column[rows.user]) for name, column in self.profile.items()}
-        return History(torch.from_numpy(rows.user + FIRST), events, torch.from_numpy(mask), profile, (task,), asked)
+        return History(
+            torch.from_numpy(rows.user + FIRST), events, torch.from_numpy(mask), profile, (task,) if task else (), asked
+        )
 
 
 def _padded(block: np.ndarray, mask: np.ndarray) -> Tensor:

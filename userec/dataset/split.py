@@ -15,6 +15,7 @@ from pydantic import model_validator
 from userec.config import Config
 from userec.dataset.events import Coded, Events, Labels
 from userec.errors import UserError
+from userec.schema import Kind
 
 Target = Literal["last", "first", "random", "all", "successive"]
 
@@ -42,13 +43,16 @@ class SplitConfig(Config):
 
 @dataclass(frozen=True)
 class Questions:
-    """One row a question: the history is the events of `user` before `end`, the answer a set of ids."""
+    """One row a question: the history is the events of `user` before `end`, the answer a set of ids.
+
+    Of `click` and `rating` tasks every candidate that a label judges is among the ids, and `values` says how."""
 
     user: np.ndarray  # [N] int64 row
     end: np.ndarray  # [N] int64 absolute event index
     offsets: np.ndarray  # [N + 1] int64
-    ids: np.ndarray  # [sum P] int64 relevant coded ids, each once
+    ids: np.ndarray  # [sum P] int64 coded ids, each once a question
     time: np.ndarray | None = None  # [N] int64 time of the request: of its first target
+    values: np.ndarray | None = None  # [sum P] float32: right (1) or wrong (0), or a rating; None = all are right
 
     def __len__(self) -> int:
         return len(self.user)
@@ -87,14 +91,12 @@ def divide(coded: Coded, config: SplitConfig) -> Division:
     for number, split in _HELD:
         asked = _ask(events, part == number, config.target, np.random.default_rng((config.seed, number)))
         questions.update({(split, task.name): asked for task in coded.schema.all_tasks if task.events})
-    everyone = _held_out(np.arange(events.users), rank, config) if name == "by_user" else None
     train_labels = {}
     for task, labels in coded.labels.items():
-        parts = labels.split
-        if parts is None:
-            parts = (_held_out(np.unique(labels.user), rank, config) if everyone is None else everyone)[labels.user]
+        parts = _label_parts(name, coded, labels, config, rank)
         train_labels[task] = _cut(labels.take(parts == 0), events, _horizon(events, train))
-        questions.update({(split, task): _ask_labels(labels.take(parts == number), events) for number, split in _HELD})
+        kind = coded.schema.task(task).kind
+        questions.update({(split, task): ask_labels(labels.take(parts == number), events, kind) for number, split in _HELD})
     if not any(len(asked) for (split, _), asked in questions.items() if split == "test"):
         raise UserError(f"split {name!r} asks nothing of the test part: no held-out event has a history before it{_others(name)}")
     leaky, note = _judge(coded, train, questions)
@@ -129,10 +131,20 @@ def _choose(coded: Coded, config: SplitConfig) -> str:
 
 def _by_time(coded: Coded, config: SplitConfig, rank: np.ndarray) -> np.ndarray:
     """Global cuts at quantiles of the event times; equal times stay on one side, the later."""
+    return _after(_cuts(coded, config), coded.events.fields["time"])
+
+
+def _cuts(coded: Coded, config: SplitConfig) -> np.ndarray:
+    """The times at which validation and test begin: [2] int64."""
     time = coded.events.fields["time"]
     last = len(time) - 1
     cuts = [min(round(len(time) * share), last) for share in (1 - config.valid - config.test, 1 - config.test)]
-    return np.searchsorted(np.partition(time, cuts)[cuts], time, side="right").astype(np.int8)
+    return np.partition(time, cuts)[cuts]
+
+
+def _after(cuts: np.ndarray, time: np.ndarray) -> np.ndarray:
+    """[N] int8: how many of the cuts each time has reached."""
+    return np.searchsorted(cuts, time, side="right").astype(np.int8)
 
 
 def _leave_last(coded: Coded, config: SplitConfig, rank: np.ndarray) -> np.ndarray:
@@ -198,29 +210,62 @@ def _ask(events: Events, held: np.ndarray, target: Target, rng: np.random.Genera
     known = picked[low] > events.offsets[user]
     user, low, high = user[known], low[known], high[known]
     end = picked[low]
-    offsets, ids = _sets(np.repeat(np.arange(len(user)), high - low), events.fields["item"][picked[ragged(low, high)]], len(user))
-    return Questions(user, end, offsets, ids, events.fields["time"][end] if "time" in events.fields else None)
+    ids = events.fields["item"][picked[ragged(low, high)]]
+    offsets, kept = _sets(np.repeat(np.arange(len(user)), high - low), ids, len(user))
+    return Questions(
+        user, end, offsets, ids[kept].astype(np.int64), events.fields["time"][end] if "time" in events.fields else None
+    )
 
 
-def _ask_labels(labels: Labels, events: Events) -> Questions:
-    """One question for each user and request, its positive labels relevant. Rows are sorted by (user, end, time)."""
-    labels = labels.take((labels.value > 0) & (labels.end > events.offsets[labels.user]))
+def _label_parts(name: str, coded: Coded, labels: Labels, config: SplitConfig, rank: np.ndarray) -> np.ndarray:
+    """Part of each label [N] int8: as published; where requests have times, by the rule that divides the events; else by user."""
+    if labels.split is not None:
+        return labels.split
+    if name == "by_user":
+        return _held_out(np.arange(coded.events.users), rank, config)[labels.user]
+    if labels.time is not None and name == "by_time":
+        return _after(_cuts(coded, config), labels.time)
+    if labels.time is not None and name == "leave_last":
+        request = np.cumsum(_first_rows(labels)) - 1  # [N]
+        _, which, counts = np.unique(labels.user, return_inverse=True, return_counts=True)
+        last = request[np.cumsum(counts) - 1]  # [U]: each user's last request
+        several = np.diff(last, prepend=-1) >= 3
+        later = (last[which] - request).clip(max=2)  # requests of the same user that follow
+        return np.where(several[which], 2 - later, 0).astype(np.int8)
+    return _held_out(np.unique(labels.user), rank, config)[labels.user]
+
+
+def ask_labels(labels: Labels, events: Events, kind: Kind) -> Questions:
+    """One question for each user and request. Rows are sorted by (user, end, time).
+
+    Relevant are the positive labels; of a `click` or `rating` task every label counts, with its value."""
+    judged = kind in ("click", "rating")
+    known = ~np.isnan(labels.value) if judged else labels.value > 0
+    labels = labels.take(known & (labels.end > events.offsets[labels.user]))
+    new = _first_rows(labels)
+    offsets, kept = _sets(np.cumsum(new) - 1, labels.id, int(new.sum()))
+    time = None if labels.time is None else labels.time[new]
+    values = labels.value[kept] if judged else None
+    return Questions(labels.user[new], labels.end[new], offsets, labels.id[kept].astype(np.int64), time, values)
+
+
+def _first_rows(labels: Labels) -> np.ndarray:
+    """Where a request begins: [N] bool."""
     new = np.arange(len(labels.user)) == 0
     for key in (labels.user, labels.end, labels.time):
         if key is not None:
             new[1:] |= np.diff(key) != 0
-    offsets, ids = _sets(np.cumsum(new) - 1, labels.id, int(new.sum()))
-    return Questions(labels.user[new], labels.end[new], offsets, ids, None if labels.time is None else labels.time[new])
+    return new
 
 
 def _sets(question: np.ndarray, ids: np.ndarray, count: int) -> tuple[np.ndarray, np.ndarray]:
-    """Each question's ids once, in order of their first appearance: offsets [count + 1] and ids."""
-    ids = ids.astype(np.int64)
+    """Each question's ids once, where they first appear: offsets [count + 1] and the kept rows [sum P]."""
+    kept = np.arange(len(ids))
     if len(ids) > count:
-        _, first = np.unique(question * (ids.max() + 1) + ids, return_index=True)
-        first.sort()
-        question, ids = question[first], ids[first]
-    return np.concatenate([[0], np.cumsum(np.bincount(question, minlength=count))]).astype(np.int64), ids
+        ids = ids.astype(np.int64)
+        _, kept = np.unique(question * (ids.max() + 1) + ids, return_index=True)
+        kept.sort()
+    return np.concatenate([[0], np.cumsum(np.bincount(question[kept], minlength=count))]).astype(np.int64), kept
 
 
 def _horizon(events: Events, train: np.ndarray) -> np.ndarray:
@@ -277,5 +322,9 @@ def _lines(coded: Coded, division: Division) -> Iterator[str]:
         users = coded.vocabulary["user"].values[asked.user].astype(str).tolist()
         ids = coded.vocabulary[coded.schema.task(task).space].decode(asked.ids).astype(str).tolist()
         bounds = asked.offsets.tolist()
+        values = None if asked.values is None else asked.values.tolist()
         for row, user in enumerate(users):
-            yield json.dumps([split, task, user, sorted(ids[bounds[row] : bounds[row + 1]])])
+            found = slice(bounds[row], bounds[row + 1])
+            yield json.dumps(
+                [split, task, user, sorted(ids[found] if values is None else zip(ids[found], values[found], strict=True))]
+            )

@@ -14,7 +14,7 @@ from userec.config import Config, Ref, parse
 from userec.dataset.loader import BatchConfig
 from userec.dataset.split import SplitConfig
 from userec.errors import UserError, unknown
-from userec.schema import Task
+from userec.schema import Kind, Task
 
 
 class TrainConfig(Config):
@@ -41,7 +41,8 @@ class TrainConfig(Config):
     validate_users: int | None = Setting(None, ge=1)
     """Validate on a fixed seeded sample of users; the report's validation rows are on all of them."""
     monitor: str = "ranking/ndcg@10"
-    """`evaluator/metric` that picks the best weights and stops early, on the first trained task's validation split."""
+    """`evaluator/metric` that picks the best weights and stops early, on the first trained task's validation split. By default
+    what suits the kind of task: see `MONITORS`."""
     patience: int | None = Setting(None, ge=1)
     """Validations without a better value before it stops; None = never."""
     precision: Literal["fp32", "bf16"] = "fp32"
@@ -60,12 +61,22 @@ class Experiment(Config):
     """None = all that fit."""
     evaluator: dict[str, dict[str, Any]] = {}
     """Settings of each evaluator, by its name."""
+    slices: tuple[str, ...] = ()
+    """Groups of users whose metrics are told apart: `activity`, or a field of the profile."""
     split: SplitConfig = SplitConfig()
     batch: BatchConfig = BatchConfig()
     train: TrainConfig = TrainConfig()
     seed: int = Setting(0, ge=0, lt=2**32)
     device: str = "cpu"
 
+
+MONITORS: Mapping[Kind, str] = {
+    "item": "ranking/ndcg@10",
+    "click": "click/auc",
+    "rating": "rating/rmse",
+    "label": "classification/accuracy",
+}
+"""What picks the best weights where neither the user nor the encoder's recipe says it."""
 
 Values = dict[str, Any]
 
@@ -124,16 +135,17 @@ def _value(text: str) -> Any:
 def resolve(said: Mapping[str, Any], recipe: Mapping[str, Any], task: Task) -> Experiment:
     """What the user said over the encoder's recipe for such a task over the defaults.
 
-    A recipe's `objective` has the keys `item` (for a task that the events themselves answer) and `label` (for one that a table
-    of labels answers). Raises UserError at an unknown or mistyped key."""
+    A recipe's `objective` has the keys `item` (for a task that the events themselves answer), `label` (for one that a table of
+    right answers answers: items or classes), `click` and `rating`. Raises UserError at an unknown or mistyped key."""
     for section in said:
         if section not in Experiment.model_fields:
             raise unknown("section", section, Experiment.model_fields)
     recipe = dict(recipe)
-    objective = recipe.pop("objective", {}).get("item" if task.events else "label")
+    key = task.kind if task.kind in ("click", "rating") else "item" if task.events else "label"
+    objective = recipe.pop("objective", {}).get(key)
     if objective is not None:
         recipe["objective"] = objective
-    return parse(Experiment, merge(recipe, said), "")
+    return parse(Experiment, merge(merge({"train": {"monitor": MONITORS[task.kind]}}, recipe), said), "")
 
 
 def to_toml(experiment: Experiment) -> str:

@@ -26,6 +26,9 @@ from userec.evaluator.contract import Evaluator
 from userec.kernel.dispatch import Kernels
 from userec.report import SCHEMA, write_json, write_per_user
 
+JUDGED = ("evaluators", "evaluator", "slices")
+"""Settings that a resumed run may change: what has been trained stays, and is judged anew."""
+
 VERSIONS = ("userec", "torch", "numpy", "pandas", "scipy", "pyarrow")
 
 
@@ -59,7 +62,7 @@ def check_folder(out: Path, experiment: Experiment, resume: bool) -> None:
     settings = out / "experiment.toml"
     if resume and not settings.is_file():
         raise UserError(f"--resume: {out} holds no run (no experiment.toml); leave --resume out to start one there")
-    if resume and (differing := _differences(read_file(settings), experiment)):
+    if resume and (differing := [key for key in _differences(read_file(settings), experiment) if key not in JUDGED]):
         raise UserError(f"--resume: {settings} was made with other settings ({', '.join(differing)}); use another --out")
     if not resume and out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise UserError(f"--out {out} is not empty; choose another folder, or --resume to go on with the run in it")
@@ -101,7 +104,7 @@ def run(
     session.train(model, out / "checkpoint", resume)
     _tell_best(host, model)
     rows = session.evaluate(model, evaluators)
-    baselines = session.baselines(experiment, evaluators)
+    baselines, left = session.baselines(experiment, evaluators)
     report = {
         "schema": SCHEMA,
         "experiment": experiment.model_dump(mode="json"),
@@ -113,7 +116,7 @@ def run(
         "best": {"step": model.progress.best_step, "monitor": experiment.train.monitor, "value": model.progress.best},
         "notes": list(coded.notes),
         "peak_rss_mb": peak_rss_mb(),
-        "skipped": skipped,
+        "skipped": [*skipped, *left],
     }
     write_per_user(out / "per_user.parquet", [*rows, *baselines], coded.vocabulary["user"].values)
     write_json(out / "report.json", report)
@@ -156,19 +159,14 @@ def choose_evaluators(session: Session, model: Model) -> tuple[list[Evaluator], 
             )
         else:
             skipped.append({"evaluator": name, "reason": "; ".join(reasons)})
-    judged = {kind for evaluator in chosen for kind in evaluator.judges}
-    left = [task.name for task in session.coded.schema.all_tasks if task.kind not in judged and task.name not in model.trained]
-    if left:
-        skipped.append({"evaluator": "*", "reason": f"no evaluator that runs here judges the label tasks {', '.join(left)}"})
     return chosen, skipped
 
 
 def _untrained(session: Session, model: Model, evaluator: Evaluator) -> list[str]:
-    if "item" not in evaluator.judges:
-        return []
-    others = [task.name for task in session.coded.schema.all_tasks if task.kind == "item" and task.name not in model.trained]
-    trained = ", ".join(model.trained)
-    return [f"task {task!r}: {model.name!r} is trained on {trained}" for task in others]
+    """Tasks of its kinds that it cannot judge for want of a trained head; classes of users are probed."""
+    tasks = session.coded.schema.all_tasks
+    others = [task.name for task in tasks if task.kind in evaluator.judges - {"label"} and task.name not in model.trained]
+    return [f"task {task!r}: {model.name!r} is trained on {', '.join(model.trained) or 'none'}" for task in others]
 
 
 def _split(division: Division) -> dict[str, Any]:

@@ -26,6 +26,7 @@ from userec.engine.learner import GradientLearner, count
 from userec.engine.trainer import Progress, Trainer
 from userec.errors import UserError, unknown
 from userec.evaluator.contract import Evaluator, Metric, Split
+from userec.evaluator.slices import restrict, slices_of
 from userec.report import Row
 from userec.schema import FIRST, Task
 
@@ -68,12 +69,17 @@ class View:
 
     def __init__(self, data: SplitData, device: torch.device, users: int | None = None) -> None:
         self.data, self.device, self.users = data, device, users
-        self.schema, self.trained, self.seed = data.schema, data.trained, data.seed
+        self.schema, self.trained, self.seed, self.odds, self.kept = data.schema, data.trained, data.seed, data.odds, data.kept
         self.popularity, self.repeats = data.popularity.to(device), data.repeats
 
     def batches(self, split: Split, task: str, users: int | None = None) -> Iterator[Batch]:
         """See `Data`."""
-        for batch in self.data.batches(split, task, users or self.users):
+        for batch in self.data.batches(split, task, users or (None if split == "train" else self.users)):
+            yield batch.to(self.device)
+
+    def pieces(self, split: Split, back: int, *, events: int, shots: int = 1, gap: int = 0) -> Iterator[Batch]:
+        """See `Data`."""
+        for batch in self.data.pieces(split, back, events=events, shots=shots, gap=gap):
             yield batch.to(self.device)
 
     def seen(self, batch: Batch) -> tuple[Tensor, Tensor]:
@@ -97,8 +103,10 @@ class Model:
     stages: list[tuple[tuple[str, ...], str]]
     """(task group, phase), in training order."""
     trained: tuple[str, ...]
-    """The tasks of all stages."""
+    """The tasks of all stages; none where the encoder only embeds."""
     build: Builder
+    odds: bool = False
+    """Whether its scores are log-odds."""
     progress: Progress = field(default_factory=Progress)
     evaluate_s: float = 0.0
 
@@ -108,6 +116,7 @@ class Session:
 
     def __init__(self, host: Host, run: Run, coded: Coded, division: Division, build: Builder, device: torch.device) -> None:
         self.host, self.run, self.coded, self.division, self.build, self.device = host, run, coded, division, build, device
+        self.slices = slices_of(run.experiment.slices, coded, division)
 
     def compose(self, experiment: Experiment) -> Model:
         """Build the encoder, and refuse, with every reason, what cannot be trained together."""
@@ -120,16 +129,18 @@ class Session:
         if not trainable(encoder) and experiment.objective is not None:
             raise UserError(f"encoder {encoder.name!r} counts, it does not train by gradient: leave --objective out")
         objective = build.objective(experiment.objective) if experiment.objective is not None else None
-        stages: list[tuple[tuple[str, ...], str]] = [
-            ((task_of(self.coded, experiment.task).name,), phase) for phase in encoder.phases
-        ]
+        task = task_of(self.coded, experiment.task)
+        if not encoder.answers:  # it learns from what people did, whatever the others learn from
+            task = next((one for one in self.coded.schema.all_tasks if one.events), task)
+        stages: list[tuple[tuple[str, ...], str]] = [((task.name,), phase) for phase in encoder.phases]
         if objective is not None:
             objective.begin_task(encoder, *stages[0])  # what it hides may depend on the task
         check(encoder, objective, self.coded.schema, build, self.host.describe)
         if reasons := [reason for tasks, _ in stages for reason in encoder.refuses(tasks)]:
             raise UserError("\n".join(dict.fromkeys(reasons)))
-        trained = tuple(dict.fromkeys(task for group, _ in stages for task in group))
-        return Model(encoder.name, encoder, experiment, stages, trained, build)
+        trained = tuple(dict.fromkeys(task for group, _ in stages for task in group if encoder.answers))
+        odds = objective is not None and objective.odds
+        return Model(encoder.name, encoder, experiment, stages, trained, build, odds)
 
     def view(self, model: Model, evaluator: Evaluator, users: int | None = None) -> View:
         """The data with the fields that the model and the evaluator read."""
@@ -141,6 +152,7 @@ class Session:
             fields=model.encoder.reads | evaluator.reads,
             seed=model.experiment.seed,
             config=model.experiment.batch,
+            odds=model.odds,
         )
         return View(data, self.device, users)
 
@@ -225,9 +237,9 @@ class Session:
             began = time.perf_counter()
             model.encoder.eval()
             with torch.no_grad():
-                found = [m for m in evaluator.evaluate(model.encoder, seen, "valid") if m.task == tasks[0] and not m.slice]
+                found = list(evaluator.evaluate(model.encoder, seen, "valid"))
             model.evaluate_s += time.perf_counter() - began
-            metrics = {m.metric.partition("~")[0]: m for m in found}
+            metrics = {m.metric.partition("~")[0]: m for m in found if m.task == tasks[0] or not evaluator.judges}
             if metric_name not in metrics:
                 raise unknown("metric", metric_name, metrics, f"train.monitor = {monitor!r}")
             return metrics[metric_name]
@@ -257,26 +269,39 @@ class Session:
             for evaluator in evaluators:
                 view = self.view(model, evaluator)
                 for split in SPLITS:
-                    found = evaluator.evaluate(model.encoder, view, split)
-                    rows += [Row(model.name, evaluator.name, split, metric) for metric in found]
+                    for metric in evaluator.evaluate(model.encoder, view, split):
+                        parts = (restrict(metric, part, model.experiment.split.seed) for part in self.slices)
+                        told = [metric, *(part for part in parts if part is not None)]
+                        rows += [Row(model.name, evaluator.name, split, one) for one in told]
         model.evaluate_s += time.perf_counter() - began
         return rows
 
-    def baselines(self, experiment: Experiment, evaluators: Iterable[Evaluator]) -> list[Row]:
-        """The evaluators' own baselines, fitted on the same events and judged the same way."""
+    def baselines(self, experiment: Experiment, evaluators: Iterable[Evaluator]) -> tuple[list[Row], list[dict[str, str]]]:
+        """The evaluators' own baselines, fitted on the same events and judged the same way; and why one is left out."""
         rows: list[Row] = []
-        made: dict[str, Model] = {}
+        skipped: list[dict[str, str]] = []
+        made: dict[str, Model | str] = {}
         for evaluator in evaluators:
             for ref in evaluator.baselines:
                 key = ref.model_dump_json()
                 if key not in made:
-                    made[key] = self.compose(
-                        baseline_of(experiment, ref, self.build.plugins, task_of(self.coded, experiment.task))
-                    )
-                    self.train(made[key])
-                if not self.refusals(made[key], evaluator):
-                    rows += self.evaluate(made[key], [evaluator])
-        return rows
+                    made[key] = self._baseline(experiment, ref)
+                found = made[key]
+                reasons = [found] if isinstance(found, str) else self.refusals(found, evaluator)
+                if isinstance(found, Model) and not reasons:
+                    rows += self.evaluate(found, [evaluator])
+                skipped += [{"evaluator": evaluator.name, "reason": f"baseline {ref.name!r}: {reason}"} for reason in reasons]
+        return rows, skipped
+
+    def _baseline(self, experiment: Experiment, ref: Ref) -> Model | str:
+        """The baseline, fitted; or why it does not fit the data."""
+        task = task_of(self.coded, experiment.task)
+        try:
+            model = self.compose(baseline_of(experiment, ref, self.build.plugins, task))
+        except UserError as error:
+            return str(error).splitlines()[0]
+        self.train(model)
+        return model
 
 
 def baseline_of(experiment: Experiment, ref: Ref, plugins: Plugins, task: Task) -> Experiment:

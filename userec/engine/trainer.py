@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -130,7 +131,7 @@ class Trainer:
         state = self.progress
         self.validated = state.step
         metric = self.validate()
-        if metric is None:
+        if metric is None or math.isnan(metric.value):
             self._save("last")
             return
         self.notify(state.step, self.total, {f"valid/{self.config.monitor}": metric.value})

@@ -14,9 +14,11 @@ from userec.batch import Batch
 from userec.capability import Can
 from userec.config import Plugin, Ref
 from userec.encoder.contract import Encoder
-from userec.schema import Schema
+from userec.evaluator import statistics
+from userec.schema import Kind, Schema
 
-Split = Literal["valid", "test"]
+Split = Literal["train", "valid", "test"]
+"""Evaluators are asked about `valid` and `test`; a probe is fitted on `train`."""
 
 
 @dataclass(frozen=True)
@@ -33,8 +35,27 @@ class Metric:
     better: Literal["higher", "lower"] = "higher"
     slice: str = ""
     period: int | None = None
-    users: np.ndarray | None = None  # [n] coded user rows
-    values: np.ndarray | None = None  # [n] per-user values
+    users: np.ndarray | None = None  # [n] coded user rows, each once
+    values: np.ndarray | None = None  # [n] per-user values, where the metric is their mean
+    measure: statistics.Measure | None = None
+    """Where it is no mean: its value from how often each of `users` counts, so that intervals and slices can be had of it."""
+
+    @classmethod
+    def measured(
+        cls,
+        task: str,
+        metric: str,
+        definition: str,
+        users: np.ndarray,
+        measure: statistics.Measure,
+        *,
+        better: Literal["higher", "lower"] = "higher",
+        seed: int = 0,
+    ) -> Metric:
+        """A metric that is no mean over users (AUC, macro-F1), with its bootstrap interval over `users` [n]."""
+        value = float(measure(np.ones((1, len(users))))[0])
+        low, high = statistics.bounds(measure, len(users), seed)
+        return cls(task, metric, definition, value, low, high, len(users), better, users=users, measure=measure)
 
 
 class Data(Protocol):
@@ -46,6 +67,10 @@ class Data(Protocol):
     popularity: Tensor
     """[n] training events of each id of the item space; reserved ids 0."""
     seed: int
+    odds: bool
+    """Whether the trained tasks' scores are log-odds: then 1 / (1 + exp(-score)) is a probability."""
+    kept: dict[str, Any]
+    """Room for an evaluator: what it found on one split of this encoder and needs again on the other."""
 
     @property
     def repeats(self) -> float:
@@ -54,7 +79,17 @@ class Data(Protocol):
 
     def batches(self, split: Split, task: str, users: int | None = None) -> Iterator[Batch]:
         """One row and one question a query, bucketed by length: `targets.query.ids` [B, 1, P] are the relevant ids (0 = padding),
-        `targets.labels` [B, 1, P, 1] is 1 there, NaN at padding. `users` = only a fixed seeded sample of that many."""
+        `targets.labels` [B, 1, P, 1] is 1 there, NaN at padding. `users` = only a fixed seeded sample of that many.
+
+        Of a `click` or `rating` task the ids are all that a label judges, and `targets.labels` is its value: right (1) or wrong
+        (0), or the rating. `split` may be `train` for a task that reads labels: what a probe is fitted on."""
+        ...
+
+    def pieces(self, split: Split, back: int, *, events: int, shots: int = 1, gap: int = 0) -> Iterator[Batch]:
+        """One piece a user of his history before the last question of `split`, without targets: `back` 0 is the newest, 1 to
+        `shots` the older ones, backwards. The pieces of a user are equally long, at most `events`, and do not overlap; users whose
+        pieces would be shorter than five events are left out. Between the newest and the older ones lie more than `gap` seconds:
+        what is of the newest one's first moment, or session, is in no older one."""
         ...
 
     def seen(self, batch: Batch) -> tuple[Tensor, Tensor]:
@@ -72,12 +107,12 @@ class Evaluator(Plugin, ABC):
     needs: Can = Can.NOTHING
     reads: frozenset[str] = frozenset({"item"})
     hides: frozenset[str] = frozenset()
-    judges: frozenset[str] = frozenset({"item"})
-    """Kinds of task that it judges: `item`, `label`."""
+    judges: frozenset[Kind] = frozenset({"item"})
+    """Kinds of task that it judges; empty = none, it judges the users' embeddings alone."""
     headline: tuple[str, ...] = ()
     """Metrics that a run's closing table shows (with their sampled forms); empty = all. The report has all of them."""
     baselines: tuple[Ref, ...] = ()
-    """Encoders fitted and evaluated the same way by the engine, always reported beside the model."""
+    """Encoders fitted and evaluated the same way by the engine, reported beside the model where they fit the data."""
 
     def __init__(self, config: Any, build: Any) -> None:
         self.config = config

@@ -1,6 +1,8 @@
-"""How sure a mean over users is. Users are the unit: one with several queries counts once, with his mean."""
+"""How sure a number over users is. Users are the unit: one with several queries counts once, with his mean."""
 
 from __future__ import annotations
+
+from collections.abc import Callable, Iterator
 
 import numpy as np
 from scipy.special import ndtri
@@ -12,6 +14,15 @@ DRAWS = 1 << 21
 MANY = 100_000
 """From here on the normal interval: the bootstrap of a mean differs from it by O(1/sqrt n) of its own width."""
 
+WORK = 20_000_000
+"""Users drawn in all for a number that is no mean; beyond it fewer resamples are taken, but 100 at least."""
+
+TAIL = 0.025
+"""On either side of an interval: 95 % lie inside."""
+
+Measure = Callable[[np.ndarray], np.ndarray]
+"""How often each user counts, [R, U] -> the number in each of R such worlds, [R] float64; NaN where it has no value."""
+
 
 def by_user(users: np.ndarray, values: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """`users` [N] and `values` [N, M] of queries -> the distinct users [U] ascending and each one's mean [U, M]."""
@@ -22,26 +33,38 @@ def by_user(users: np.ndarray, values: np.ndarray) -> tuple[np.ndarray, np.ndarr
     return distinct, np.stack(sums, 1) / counts[:, None]
 
 
-def intervals(
-    values: np.ndarray, seed: int = 0, resamples: int = RESAMPLES, level: float = 0.95
-) -> tuple[np.ndarray, np.ndarray]:
+def intervals(values: np.ndarray, seed: int = 0, resamples: int = RESAMPLES) -> tuple[np.ndarray, np.ndarray]:
     """Percentile bootstrap interval of the mean over users of each column: (low [M], high [M]) of `values` [U, M].
 
     All columns share each resample. Pure in (values, seed); NaN without users."""
     users, columns = values.shape
     if users == 0:
         return np.full(columns, np.nan), np.full(columns, np.nan)
-    tail = (1 - level) / 2
     if users >= MANY:
-        half = ndtri(1 - tail) * values.std(0) / np.sqrt(users)
+        half = ndtri(1 - TAIL) * values.std(0) / np.sqrt(users)
         return values.mean(0) - half, values.mean(0) + half
+    means = [times @ values / users for times in draws(users, seed, resamples)]
+    low, high = np.quantile(np.concatenate(means), [TAIL, 1 - TAIL], axis=0)
+    return low, high
+
+
+def bounds(measure: Measure, users: int, seed: int = 0) -> tuple[float, float]:
+    """Percentile bootstrap interval over users of any number; resamples without a value are left out, NaN if all are."""
+    resamples = min(RESAMPLES, max(100, WORK // max(users, 1)))
+    found = np.concatenate([measure(times) for times in draws(users, seed, resamples)]) if users else np.zeros(0)
+    found = found[~np.isnan(found)]
+    if not len(found):
+        return float("nan"), float("nan")
+    low, high = np.quantile(found, [TAIL, 1 - TAIL])
+    return float(low), float(high)
+
+
+def draws(users: int, seed: int, resamples: int) -> Iterator[np.ndarray]:
+    """How often each user was drawn, [R, users] float64, `resamples` rows in all: users with replacement."""
     rng = np.random.default_rng(seed)
-    means, step = [], max(1, DRAWS // users)
+    step = max(1, DRAWS // users)
     for start in range(0, resamples, step):
         rows = min(step, resamples - start)
         drawn = rng.integers(0, users, (rows, users))
         drawn += np.arange(rows)[:, None] * users
-        times = np.bincount(drawn.reshape(-1), minlength=rows * users).reshape(rows, users)  # how often each user was drawn
-        means.append(times.astype(np.float64) @ values / users)
-    low, high = np.quantile(np.concatenate(means), [tail, 1 - tail], axis=0)
-    return low, high
+        yield np.bincount(drawn.reshape(-1), minlength=rows * users).reshape(rows, users).astype(np.float64)

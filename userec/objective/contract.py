@@ -35,6 +35,8 @@ class Objective(nn.Module, Plugin, ABC):
     """Fields that this objective predicts: an encoder that reads one is refused."""
     ahead: int = 0
     """Events past the window that `prepare` may look at (next item 1, future W)."""
+    odds: bool = False
+    """Whether its price makes a score a log-odds: then 1 / (1 + exp(-score)) is a probability."""
     variants: ClassVar[tuple[Mapping[str, Any], ...]] = ()
     """Settings that change what it needs, so that a refusal can say what would fit: `({"negatives": 100},)`."""
 

@@ -19,8 +19,8 @@ ITEMS: Final = 24
 CATEGORIES: Final = 4
 START: Final = 1_600_000_000
 
-CLICK: Final = Task("click", "item", "item")
-LIKE: Final = Task("like", "item", "item")
+CLICK: Final = Task("click", "click", "item")
+LIKE: Final = Task("like", "click", "item")
 GROUP: Final = Task("group", "label", "group")
 
 FIELDS: Final = {
