@@ -2,21 +2,15 @@
 
 import numpy as np
 import pytest
-import torch
 
 from userec.capability import Can
 from userec.config import Ref
 from userec.dataset.events import code
-from userec.dataset.split import divide
 from userec.encoder.contract import Encoder
-from userec.engine.compose import Builder
-from userec.engine.experiment import resolve
-from userec.engine.session import Host, Run, Session
 from userec.errors import UserError
 from userec.evaluator.contract import Evaluator, Metric
-from userec.kernel.dispatch import Kernels
 from userec.registry import load
-from userec.schema import NEXT
+from userec.testing import open_session
 from userec.testing.tiny import TinyDataset
 from userec.testing.toys import Counting
 
@@ -58,14 +52,9 @@ def session(tmp_path_factory):
         encoders = {**registry.plugins["encoders"], "toy-counting": Counting, "homeless": Homeless}
         plugins = {**registry.plugins, "encoders": encoders, "evaluators": {"judged": Judged}}
         coded = code(TinyDataset(TinyDataset.Config(), tmp_path_factory.mktemp("home")))
-        said = {"encoder": {"name": "toy-counting"}, "dataset": {"name": "tiny"}, "split": {"name": "leave_last"}}
-        experiment = resolve({**said, "slices": list(slices)}, {}, NEXT)
-        division = divide(coded, experiment.split)
-        kernels = Kernels(kernel for provided in plugins["kernels"].values() for kernel in provided)
-        build = Builder.of(plugins, coded, kernels, division.train)
-        run = Run("toy-counting", "tiny", experiment, None)
-        made = Session(Host(plugins, tell=print), run, coded, division, build, torch.device("cpu"))
-        return made, made.compose(experiment), coded
+        said = {"encoder": {"name": "toy-counting"}, "split": {"name": "leave_last"}, "slices": list(slices)}
+        made = open_session(plugins, coded, said)
+        return made, made.compose(made.run.experiment), coded
 
     return make
 
