@@ -12,48 +12,91 @@ PAGE = HERE.parent / "docs" / "results.md"
 HEAD = """# Results
 
 Made by `python benchmarks/tables.py` from the files in `benchmarks/results/`; do not edit by hand. Every row has the command
-that made it. Metrics are on the test split, the whole catalogue ranked, with 95 % bootstrap intervals over users. A data set
-called `NAME@sample` is the embedded *generated* sample and says nothing about the real data.
+that made it. Metrics are on the test split, with 95 % bootstrap intervals over users; what each means is in
+[evaluation.md](evaluation.md). A data set called `NAME@sample` is the embedded *generated* sample and says nothing about the
+real data.
 """
+
+SHOWN = {
+    "classification": ("accuracy", "macro_f1", "auc"),
+    "reid": ("mrr", "top@1", "eer"),
+    "click": ("auc", "gauc", "logloss"),
+    "rating": ("rmse", "mae"),
+}
+"""Evaluators beside `ranking`, and which of their metrics the page shows; the reports have all."""
 
 
 def cell(row: dict[str, Any] | None) -> str:
     """Value and interval."""
-    if row is None:
+    if row is None or row["value"] is None:
         return "-"
     return f"{row['value']:.4f} [{row['low']:.4f}, {row['high']:.4f}]" if row["low"] is not None else f"{row['value']:.4f}"
 
 
 def find(rows: list[dict[str, Any]], metric: str) -> dict[str, Any] | None:
-    """The test row of that metric, exact or sampled."""
-    return next((row for row in rows if row["split"] == "test" and row["metric"] == metric), None)
+    """The test row of that ranking metric, of all users."""
+    return next((row for row in test(rows, "ranking") if row["metric"] == metric), None)
+
+
+def test(rows: list[dict[str, Any]], evaluator: str) -> list[dict[str, Any]]:
+    """The evaluator's test rows of all users."""
+    return [row for row in rows if row["evaluator"] == evaluator and row["split"] == "test" and "slice" not in row]
 
 
 def quality(files: list[Path]) -> list[str]:
-    """One row a kept run."""
+    """One row a kept run that ranks."""
     lines = [
-        "## Runs",
+        "## Ranking: the whole catalogue",
         "",
         "| model | data set | split | NDCG@10 | HR@10 | popularity NDCG@10 | n | train s | all s | peak MB | target hash |",
         "|---|---|---|---|---|---|---|---|---|---|---|",
     ]
-    made = []
     for file in files:
         kept = json.loads(file.read_text(encoding="utf-8"))
         report = kept["report"]
         ndcg, hr = find(report["metrics"], "ndcg@10"), find(report["metrics"], "hr@10")
-        assert ndcg is not None
+        if ndcg is None:
+            continue
         split = report["dataset"]["split"]
         leaky = {True: ", leaky", False: "", None: ", no times"}[split["leaky"]]
-        assert not kept["resumed"], f"{file.name}: its time is of a part"
         names = (report["experiment"]["encoder"]["name"], report["dataset"]["name"], split["name"] + leaky)
         metrics = (cell(ndcg), cell(hr), cell(find(report["baselines"], "ndcg@10")), ndcg["n"])
         seconds = [f"{value:.0f}" for value in (report["timing"]["train_s"], kept["wall_s"])]
+        if kept["resumed"]:
+            seconds[1] = "-"
         costs = (*(["-", "-"] if "beside" in kept else seconds), f"{report['peak_rss_mb']:.0f}")
         lines.append("| " + " | ".join(map(str, (*names, *metrics, *costs, f"`{report['dataset']['target_hash']}`"))) + " |")
+    return [*lines, ""]
+
+
+def judged(files: list[Path], evaluator: str) -> list[str]:
+    """One row a metric of a kept run, its baselines beside it."""
+    reports = [json.loads(file.read_text(encoding="utf-8"))["report"] for file in files]
+    reports = [report for report in reports if test(report["metrics"], evaluator)]
+    if not reports:
+        return []
+    names = list(dict.fromkeys(row["encoder"] for report in reports for row in test(report["baselines"], evaluator)))
+    columns = ("model", "data set", "task", "metric", "value", *names, "n")
+    lines = [f"## {evaluator}", "", f"| {' | '.join(columns)} |", "|---" * len(columns) + "|"]
+    for report in reports:
+        beside = {(row["encoder"], row["task"], row["metric"]): row for row in test(report["baselines"], evaluator)}
+        for row in test(report["metrics"], evaluator):
+            if row["metric"].partition("~")[0] in SHOWN[evaluator]:
+                others = [cell(beside.get((name, row["task"], row["metric"]))) for name in names]
+                about = (report["experiment"]["encoder"]["name"], report["dataset"]["name"], row["task"], row["metric"])
+                lines.append("| " + " | ".join(map(str, (*about, cell(row), *others, row["n"]))) + " |")
+    return [*lines, ""]
+
+
+def commands(files: list[Path]) -> list[str]:
+    """What made each run."""
+    lines = ["## Made by", ""]
+    for file in files:
+        kept = json.loads(file.read_text(encoding="utf-8"))
         beside = f"; no times: {kept['beside']}" if "beside" in kept else ""
-        made.append(f"- `{kept['command']}` (seed {kept['seed']}, commit {kept['commit']}, {kept['machine']}{beside})")
-    return [*lines, "", "Made by:", "", *made, ""]
+        again = "; trained before, judged by `--resume`" if kept["resumed"] else ""
+        lines.append(f"- `{kept['command']}` (seed {kept['seed']}, commit {kept['commit']}, {kept['machine']}{again}{beside})")
+    return [*lines, ""]
 
 
 def speed(file: Path) -> list[str]:
@@ -81,7 +124,9 @@ def page() -> str:
     results = HERE / "results"
     runs = sorted(file for file in results.glob("*.json") if "report" in json.loads(file.read_text(encoding="utf-8")))
     lines = [HEAD]
-    lines += quality(runs) if runs else []
+    lines += quality(runs)
+    lines += [line for evaluator in SHOWN for line in judged(runs, evaluator)]
+    lines += commands(runs)
     lines += speed(results / "spine.json") if (results / "spine.json").is_file() else []
     return "\n".join(lines).rstrip() + "\n"
 
