@@ -87,7 +87,6 @@ def test_a_run_cut_in_the_middle_and_resumed_ends_as_if_nothing_had_been(parts, 
         steps.append(1)
         return step(self, batches)
 
-    monkeypatch.setattr(trainer, "CHECKPOINT_SECONDS", 0.0)
     monkeypatch.setattr(trainer.Trainer, "_step", cut)
     session, experiment, _ = session_of(parts, toy, **train, checkpoint_seconds=0)
     half = session.compose(experiment)

@@ -65,7 +65,7 @@ def _compare(registry: Registry, by: Mapping[str, str]) -> tuple[str, str]:
     if order < 0:
         return f"was made with {name} {version}, installed is {now}: pip install -U '{name}>={version}'", ""
     if all(entry.status != "ok" for entry in own):
-        return f"is from {name} {version}, which is not loaded: {own[0].status}, {own[0].reason}", ""
+        return f"is from {name} {version}, which is not loaded: {own[0].reason}", ""
     return "", f"was made with {name} {version}, installed is {now}" if order > 0 else ""
 
 

@@ -166,7 +166,7 @@ class Trainer:
             self._save("last")
 
     def _judge(self, metric: Metric) -> bool:
-        """Whether these weights are the best yet; they are kept then. A metric that the data leaves undefined (NaN) picks none."""
+        """Whether these weights are the best yet; they are kept then. An undefined metric (NaN) picks none."""
         state = self.progress
         if math.isnan(metric.value):
             return False
