@@ -135,10 +135,14 @@ def test_training_tells(go, tmp_path):
 REFUSED = {
     "a target-aware one and the whole catalogue": (
         toys.Target,
-        {"objective": {**NEXT_ITEM, "negatives": None}},
+        {"objective": {**NEXT_ITEM, "price": "softmax", "negatives": None}},
         "SCORE_CATALOG",
     ),
-    "what would fit a target-aware one": (toys.Target, {"objective": {**NEXT_ITEM, "negatives": None}}, "would fit: "),
+    "what would fit a target-aware one": (
+        toys.Target,
+        {"objective": {**NEXT_ITEM, "price": "softmax", "negatives": None}},
+        "would fit: ",
+    ),
     "one that counts and an objective": (toys.Counting, {"objective": NEXT_ITEM}, "leave --objective out"),
     "no objective": (toys.Dot, {"objective": None}, "choose one with --objective"),
     "labels of the events": (toys.ManyTask, {"objective": {"name": "labelled"}}, "task 'next' is the events themselves"),
