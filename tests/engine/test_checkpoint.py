@@ -1,6 +1,7 @@
 """Checkpoints: whole, safe, and telling when damaged."""
 
 import json
+from pathlib import Path
 
 import pytest
 import torch
@@ -31,6 +32,42 @@ def test_a_write_that_was_cut_leaves_the_old_one_whole(tmp_path):
     (tmp_path / "last-2.safetensors").write_bytes(b"cut")
     (tmp_path / "last.json.part").write_text("{")
     assert torch.equal(checkpoint.load(tmp_path, "last")[0]["encoder.w"], torch.ones(2))
+
+
+@pytest.mark.parametrize("cut", ["save_file", "replace", "write_text", "unlink"])
+def test_a_write_that_ends_anywhere_leaves_a_whole_one_and_the_next_clears_up(cut, tmp_path, monkeypatch):
+    class Killed(BaseException):
+        pass
+
+    def kill(*_, **__):
+        raise Killed
+
+    checkpoint.save(tmp_path, "last", {"encoder.w": torch.ones(2)}, {"step": 1})
+    with monkeypatch.context() as patch:
+        owner = {"save_file": checkpoint, "replace": checkpoint.os}.get(cut, Path)
+        patch.setattr(owner, cut, kill)
+        with pytest.raises(Killed):
+            checkpoint.save(tmp_path, "last", {"encoder.w": torch.zeros(2)}, {"step": 2})
+    tensors, about = checkpoint.load(tmp_path, "last")
+    assert torch.equal(tensors["encoder.w"], torch.full((2,), 2.0 - about["step"]))
+    assert about["step"] == (2 if cut == "unlink" else 1)
+    checkpoint.save(tmp_path, "last", {"encoder.w": torch.ones(2)}, {"step": 3})
+    assert {file.name for file in tmp_path.iterdir()} == {"last.json", "last-3.safetensors"}
+
+
+def test_the_latest_of_all_stages_says_how_far_it_came(tmp_path):
+    assert checkpoint.latest(tmp_path) is None
+    checkpoint.save(tmp_path / "0-next", "best", {"encoder.w": torch.ones(2)}, {"step": 7})
+    assert checkpoint.latest(tmp_path)["step"] == 7
+    checkpoint.save(tmp_path / "0-next", "last", {"encoder.w": torch.ones(2)}, {"step": 9})
+    checkpoint.save(tmp_path / "0-next", "best", {"encoder.w": torch.ones(2)}, {"step": 8})
+    assert checkpoint.latest(tmp_path)["step"] == 9
+
+
+def test_a_folder_that_cannot_be_written_is_told(tmp_path):
+    (tmp_path / "file").write_text("a file, not a folder")
+    with pytest.raises(UserError, match="cannot write the checkpoint"):
+        checkpoint.save(tmp_path / "file" / "checkpoint", "last", {"encoder.w": torch.ones(2)}, {"step": 1})
 
 
 def test_a_damaged_checkpoint_is_told(tmp_path):

@@ -7,10 +7,12 @@ import torch
 
 from userec.dataset.events import code
 from userec.dataset.split import divide
+from userec.engine import checkpoint
 from userec.engine.compose import Builder
 from userec.engine.experiment import resolve
+from userec.engine.learner import GradientLearner
 from userec.engine.session import Host, Run, Session
-from userec.errors import UserError
+from userec.errors import DivergedError, UserError
 from userec.evaluator.contract import Metric
 from userec.kernel.dispatch import Kernels
 from userec.registry import load
@@ -87,8 +89,8 @@ def test_a_run_cut_in_the_middle_and_resumed_ends_as_if_nothing_had_been(parts, 
         steps.append(1)
         return step(self, batches)
 
-    monkeypatch.setattr(trainer, "CHECKPOINT_SECONDS", 0.0)
     monkeypatch.setattr(trainer.Trainer, "_step", cut)
+    session, experiment, _ = session_of(parts, toy, **train, checkpoint_seconds=0)
     half = session.compose(experiment)
     with pytest.raises(Cut):
         session.train(half, tmp_path / "half")
@@ -135,3 +137,122 @@ def test_a_monitor_that_is_no_metric_is_told(parts, toy):
     session, experiment, _ = session_of(parts, toy, epochs=2, monitor="ranking/nothing@1")
     with pytest.raises(UserError, match=r"unknown metric 'nothing@1' in train.monitor"):
         session.train(session.compose(experiment))
+
+
+def validations(monkeypatch, *values):
+    """The monitored metric as given, one value a validation; an exception is raised. The list of those still to come."""
+    left = list(values)
+
+    def validation(self, model, tasks):
+        def validate():
+            value = left.pop(0)
+            if isinstance(value, BaseException):
+                raise value
+            return None if value is None else Metric("next", "ndcg@10", "", value)
+
+        return validate
+
+    monkeypatch.setattr(Session, "_validation", validation)
+    return left
+
+
+def standing(folder):
+    """Steps of `best` and `last`, None where there is none."""
+    found = (checkpoint.load(folder, name) for name in ("best", "last"))
+    return tuple(one and one[1]["step"] for one in found)
+
+
+@pytest.mark.parametrize("train", [{"epochs": 4}, {"steps": 30, "validate_steps": 7}, {"epochs": 3, "validate_steps": 7}])
+def test_a_validation_that_is_interrupted_is_made_up_for(parts, toy, train, tmp_path, monkeypatch):
+    session, experiment, _ = session_of(parts, toy, **train)
+    left = validations(monkeypatch, *(0.1 * step for step in range(9)))
+    whole = session.compose(experiment)
+    session.train(whole, tmp_path / "whole")
+    asked = 9 - len(left)
+    left = validations(monkeypatch, 0.0, KeyboardInterrupt(), *(0.1 * step for step in range(1, 9)))
+    with pytest.raises(KeyboardInterrupt):
+        session.train(session.compose(experiment), tmp_path / "cut")
+    best, last = standing(tmp_path / "cut")
+    assert best < last, "training of before the validation is kept"
+    resumed = session.compose(experiment)
+    session.train(resumed, tmp_path / "cut", resume=True)
+    assert 10 - len(left) == asked + 1, "the one that was interrupted twice, no other"
+    assert same(weights(whole), weights(resumed))
+    assert {**vars(whole.progress), "seconds": 0} == {**vars(resumed.progress), "seconds": 0}
+
+
+def test_an_interrupt_inside_a_step_leaves_the_checkpoint_of_before(parts, toy, tmp_path, monkeypatch):
+    session, experiment, _ = session_of(parts, toy, steps=9, validate_steps=3)
+    validations(monkeypatch, 0.1, 0.2, 0.3)
+    step = GradientLearner.step
+
+    def interrupted(self, batches, number, epoch, total):
+        found = step(self, batches, number, epoch, total)  # weights have moved, progress has not
+        if number == 4:
+            raise KeyboardInterrupt
+        return found
+
+    monkeypatch.setattr(GradientLearner, "step", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        session.train(session.compose(experiment), tmp_path)
+    assert standing(tmp_path) == (3, 3)
+
+
+@pytest.mark.parametrize("values", [(0.1, 0.2, float("nan")), (0.1, 0.2, float("inf"))])
+def test_a_metric_that_stops_being_a_number_stops_the_run(parts, toy, values, tmp_path, monkeypatch):
+    session, experiment, _ = session_of(parts, toy, steps=9, validate_steps=3)
+    validations(monkeypatch, *values)
+    with pytest.raises(DivergedError, match=rf"ranking/ndcg@10 is {values[-1]} after step 9: lower train.lr") as told:
+        session.train(session.compose(experiment), tmp_path)
+    assert f"the last good checkpoint stands in {tmp_path} (step 6)" in str(told.value)
+    assert standing(tmp_path) == (6, 6)
+
+
+def test_a_metric_that_the_data_leaves_undefined_picks_no_weights(parts, toy, tmp_path, monkeypatch):
+    session, experiment, _ = session_of(parts, toy, steps=9, validate_steps=3)
+    validations(monkeypatch, *[float("nan")] * 3)
+    model = session.compose(experiment)
+    session.train(model, tmp_path)
+    assert (model.progress.best, standing(tmp_path)) == (None, (None, 9))
+
+
+@pytest.mark.parametrize("where", ["judged", "kept now and then", "kept at the end"])
+def test_weights_that_are_not_finite_are_never_kept(parts, toy, where, tmp_path, monkeypatch):
+    train = {"judged": {"validate_steps": 3}, "kept now and then": {"checkpoint_seconds": 0}, "kept at the end": {}}[where]
+    session, experiment, _ = session_of(parts, toy, steps=9 if where != "kept at the end" else 5, **train)
+    validations(monkeypatch, *[0.1] * 3 if where != "kept at the end" else [None])
+    step = GradientLearner.step
+
+    def spoilt(self, batches, number, epoch, total):
+        found = step(self, batches, number, epoch, total)
+        if number == 4:
+            with torch.no_grad():
+                next(self.encoder.parameters())[3, 2] = float("inf")
+        return found
+
+    monkeypatch.setattr(GradientLearner, "step", spoilt)
+    kept = {"judged": 3, "kept now and then": 4, "kept at the end": None}[where]
+    with pytest.raises(DivergedError) as told:
+        session.train(session.compose(experiment), tmp_path)
+    assert ("the last good checkpoint" if kept else "no checkpoint had been written before") in str(told.value)
+    found = checkpoint.load(tmp_path, "last")
+    assert (found and found[1]["step"]) == kept
+    assert found is None or all(torch.isfinite(value).all() for value in found[0].values())
+
+
+def test_training_stops_early_inside_an_epoch_too(parts, toy, monkeypatch):
+    session, experiment, _ = session_of(parts, toy, epochs=20, validate_steps=2, patience=1)
+    left = validations(monkeypatch, 0.2, 0.1, 0.9)
+    model = session.compose(experiment)
+    session.train(model)
+    assert (len(left), model.progress.step, model.progress.best_step) == (1, 4, 2)
+
+
+def test_a_checkpoint_of_other_data_is_told(parts, toy, tmp_path):
+    session, experiment, _ = session_of(parts, toy, epochs=1)
+    session.train(session.compose(experiment), tmp_path)
+    tensors, about = checkpoint.load(tmp_path, "last")
+    for spoilt in ({**about, "progress": {"steps": 3}}, {key: value for key, value in about.items() if key != "groups"}):
+        checkpoint.save(tmp_path, "last", tensors, spoilt)
+        with pytest.raises(UserError, match="does not fit, the data or a plugin changed"):
+            session.train(session.compose(experiment), tmp_path, resume=True)

@@ -51,7 +51,8 @@ def run(
         if value is not None:
             said[key] = value
     said = merge(said, read_settings(set_ or []))
-    start(ctx, said, columns=columns, data_dir=data_dir, out=out, resume=resume, as_json=as_json)
+    of = config.parent if config is not None else None
+    start(ctx, said, columns=columns, data_dir=data_dir, out=out, resume=resume, as_json=as_json, of=of)
 
 
 def start(
@@ -63,11 +64,14 @@ def start(
     out: Path | None,
     resume: bool,
     as_json: bool,
+    of: Path | None = None,
 ) -> None:
-    """Find the plugins and the data, run, and print the result."""
+    """Find the plugins and the data, run, and print the result. `of`: the folder that the settings come from, maybe a run's."""
+    from userec.cli.interrupt import Interrupts, farewell
     from userec.cli.locate import open_dataset
-    from userec.cli.output import registry_of, warn
+    from userec.cli.output import blocked, registry_of, warn
     from userec.cli.progress import Console, Observers, result_tables
+    from userec.cli.provenance import check_made_by, origin_of
     from userec.dataset.locate import cache_folder
     from userec.engine import run as engine
     from userec.engine.session import Host
@@ -77,8 +81,12 @@ def start(
         if not isinstance(said.get(section), dict) or "name" not in said[section]:
             raise UserError(f"no {section} was named: give {flag} NAME (see `userec list`)")
     registry = registry_of(ctx)
-    said = named(registry, said)
     console = Console(sys.stderr if as_json else sys.stdout)
+    if resume and out is not None:
+        check_made_by(registry, out, None, console.tell)
+    elif of is not None:
+        check_made_by(registry, of, said, console.tell)
+    said = named(registry, said)
     opened = open_dataset(registry, said["dataset"], columns, data_dir)
     said = {**said, "dataset": {**opened.settings, "name": opened.name}}
     if opened.sample:
@@ -88,10 +96,23 @@ def start(
     registry.manager.register(console, "console")
     about = {entry.distribution: entry.version for entry in registry.installed if entry.status == "ok"}
     notify = Observers(registry.manager, warn)
-    host = Host(registry.plugins, notify, lambda kind, name: describe(registry, kind, name), console.tell, about)
+    interrupts = Interrupts()
+    host = Host(
+        registry.plugins,
+        notify,
+        lambda kind, name: describe(registry, kind, name),
+        console.tell,
+        about,
+        lambda kind, name: origin_of(registry, kind, name, "path" in opened.settings),
+        interrupts.shield,
+    )
     folder = out if out is not None else free_folder(Path("runs"), f"{said['encoder']['name']}-{opened.name}")
-    with console:
-        report = engine.run(host, said, opened.dataset, opened.name, cache_folder() / "coded", folder, resume)
+    try:
+        with interrupts, console:
+            report = engine.run(host, said, opened.dataset, opened.name, cache_folder() / "coded", folder, resume)
+    except KeyboardInterrupt:
+        warn(farewell(folder, data_dir, blocked(ctx)))
+        raise typer.Exit(interrupts.code) from None
     if as_json:
         print(json.dumps(report, indent=1))
     else:

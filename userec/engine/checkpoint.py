@@ -20,18 +20,30 @@ from userec.errors import UserError
 
 
 def save(folder: Path, name: str, tensors: Mapping[str, Tensor], about: Mapping[str, Any]) -> None:
-    """Write checkpoint `name`. `about` must be JSON."""
-    folder.mkdir(parents=True, exist_ok=True)
+    """Write checkpoint `name`. `about` must be JSON. Raises UserError where the folder cannot be written, or is full."""
     stem = f"{name}-{about['step']}"
     data = folder / f"{stem}.safetensors"
-    save_file({key: value.detach().cpu().contiguous().clone() for key, value in tensors.items()}, folder / f"{stem}.part")
-    os.replace(folder / f"{stem}.part", data)
     part = folder / f"{name}.json.part"
-    part.write_text(json.dumps({**about, "tensors": data.name}, indent=1), encoding="utf-8")
-    os.replace(part, folder / f"{name}.json")
-    for old in folder.glob(f"{name}-*.safetensors"):
-        if old != data:
-            old.unlink()
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        save_file({key: value.detach().cpu().contiguous().clone() for key, value in tensors.items()}, folder / f"{stem}.part")
+        os.replace(folder / f"{stem}.part", data)
+        part.write_text(json.dumps({**about, "tensors": data.name}, indent=1), encoding="utf-8")
+        os.replace(part, folder / f"{name}.json")
+        for old in (*folder.glob(f"{name}-*.safetensors"), *folder.glob(f"{name}-*.part")):
+            if old != data:
+                old.unlink()
+    except (OSError, SafetensorError) as error:
+        raise UserError(f"cannot write the checkpoint {data}: {error}") from None
+
+
+def latest(folder: Path) -> dict[str, Any] | None:
+    """What the newest checkpoint under `folder`, of whatever stage of training, says of itself; None where there is none."""
+    written = [*folder.rglob("last.json")] or [*folder.rglob("best.json")]
+    if not written:
+        return None
+    found: dict[str, Any] = json.loads(max(written, key=lambda file: file.stat().st_mtime_ns).read_text(encoding="utf-8"))
+    return found
 
 
 def load(folder: Path, name: str) -> tuple[dict[str, Tensor], dict[str, Any]] | None:

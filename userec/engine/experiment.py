@@ -46,6 +46,8 @@ class TrainConfig(Config):
     patience: int | None = Setting(None, ge=1)
     """Validations without a better value before it stops; None = never."""
     precision: Literal["fp32", "bf16"] = "fp32"
+    checkpoint_seconds: float = Setting(300.0, ge=0)
+    """Seconds between checkpoints inside an epoch, so what a killed run loses at most; 0 = every step."""
 
 
 class Experiment(Config):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import math
 from collections.abc import Iterable
+from itertools import chain
 from typing import Any
 
 import numpy as np
@@ -46,6 +47,19 @@ class GradientLearner:
         self.parameters = [*encoder.parameters(), *objective.parameters()]
         self.optimizer = make_optimizer(self.parameters, config)
 
+    @property
+    def way_out(self) -> str:
+        """What to do when numbers grow without bound. A resumed run takes the same steps, so it would end the same way."""
+        clip = "set train.clip_norm" if self.config.clip_norm is None else f"lower train.clip_norm ({self.config.clip_norm:g})"
+        return f"lower train.lr ({self.config.lr:g}) or {clip}, and start anew in another --out"
+
+    def check_weights(self, step: int) -> None:
+        """Raises DivergedError where a weight is not finite: such weights are neither judged nor kept. Buffers may be."""
+        named = chain(self.encoder.named_parameters(), self.objective.named_parameters())
+        bad = [name for name, weight in named if not torch.isfinite(weight).all()]
+        if bad:
+            raise DivergedError(f"weights are not finite after step {step} ({bad[0]}): {self.way_out}")
+
     def step(self, batches: list[Batch], step: int, epoch: float, total: int) -> tuple[dict[str, float], int]:
         """Train on the batches as one; (loss and its parts, targets). Raises DivergedError where the loss is no number."""
         for group in self.optimizer.param_groups:
@@ -63,8 +77,8 @@ class GradientLearner:
                 result = self.objective.loss(self.encoder, prepared)
             if not torch.isfinite(result.loss):
                 raise DivergedError(
-                    f"the loss is {float(result.loss.detach())} at step {step}:"
-                    f" lower train.lr ({self.config.lr:g}) or set train.clip_norm"
+                    f"the loss is {float(result.loss.detach())} at step {step + 1}, epoch {int(epoch) + 1},"
+                    f" task {', '.join(map(repr, batch.history.tasks))}: {self.way_out}"
                 )
             (result.loss if len(batches) == 1 else result.loss * result.targets).backward()
             targets += result.targets

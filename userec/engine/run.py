@@ -29,6 +29,9 @@ from userec.report import SCHEMA, write_json, write_per_user
 JUDGED = ("evaluators", "evaluator", "slices")
 """Settings that a resumed run may change: what has been trained stays, and is judged anew."""
 
+PACE = ("checkpoint_seconds",)
+"""Settings of `train` that do not touch the result: a resumed run may change them too."""
+
 VERSIONS = ("userec", "torch", "numpy", "pandas", "scipy", "pyarrow")
 
 
@@ -74,6 +77,8 @@ def check_folder(out: Path, experiment: Experiment, resume: bool) -> None:
 def _differences(values: Mapping[str, Any], experiment: Experiment) -> list[str]:
     before = parse(Experiment, values, "").model_dump(mode="json")
     now = experiment.model_dump(mode="json")
+    for key in PACE:
+        before["train"].pop(key), now["train"].pop(key)
     return [key for key in now if before[key] != now[key]]
 
 
@@ -99,6 +104,7 @@ def run(
     model = session.compose(experiment)
     evaluators, skipped = choose_evaluators(session, model)
     _write_settings(out, experiment, coded, model)
+    write_json(out / "checkpoint" / "made_by.json", session.made_by(experiment))
     load_s = time.perf_counter() - began
     host.notify("userec_run_started", run=about)
     session.train(model, out / "checkpoint", resume)

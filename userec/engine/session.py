@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -37,6 +38,11 @@ def silent(hook: str, **values: Any) -> None:
     """No observers."""
 
 
+def nameless(kind: str, name: str) -> Mapping[str, str]:
+    """The name alone, where nobody knows who brought it."""
+    return {"name": name}
+
+
 @dataclass(frozen=True)
 class Host:
     """What the engine is handed by whoever starts it; the engine itself imports no plugin."""
@@ -49,6 +55,10 @@ class Host:
     """Called with each line that the user should read."""
     about: Mapping[str, Any] = field(default_factory=dict)
     """Distributions and their versions, for the report."""
+    origin: Callable[[str, str], Mapping[str, str]] = nameless
+    """(kind, name) -> {name, distribution, version}, for the checkpoints."""
+    shield: Callable[[], AbstractContextManager[Any]] = nullcontext
+    """While `with shield():` lasts, an interrupt waits: so a training step or a checkpoint is whole."""
 
 
 @dataclass
@@ -168,6 +178,13 @@ class Session:
             model.encoder.end_task(tasks, phase)
         model.encoder.eval()
 
+    def made_by(self, experiment: Experiment) -> dict[str, Mapping[str, str]]:
+        """Who brought the encoder, the objective and the data set: {word: {name, distribution, version}}."""
+        named = [("encoder", "encoders", experiment.encoder.name), ("dataset", "datasets", self.run.dataset)]
+        if experiment.objective is not None:
+            named.append(("objective", "objectives", experiment.objective.name))
+        return {word: self.host.origin(kind, name) for word, kind, name in named}
+
     def loader(self, model: Model, tasks: tuple[str, ...], window: int | None, ahead: int, reads: frozenset[str]) -> TrainLoader:
         """Training rows of a task group, cut as the encoder can use them."""
         any_position = Can.ANY_POSITION in model.encoder.offers or not trainable(model.encoder)
@@ -195,14 +212,9 @@ class Session:
                 f"no training rows for task {tasks[0]!r}: split {self.division.name!r} left none; choose another --split"
             )
         learner = GradientLearner(encoder, objective, experiment.train, experiment.seed, self.device)
-        about = {
-            "model": model.name,
-            "distribution": self.host.describe("encoders", model.name),
-            "tasks": list(tasks),
-            "phase": phase,
-        }
+        about = {"model": model.name, "made_by": self.made_by(experiment), "tasks": list(tasks), "phase": phase}
         validate = self._validation(model, tasks)
-        trainer = Trainer(learner, loader, experiment.train, validate, self._notify, folder, about)
+        trainer = Trainer(learner, loader, experiment.train, validate, self._notify, folder, about, self.host.shield)
         self.run.total_steps = trainer.total
         model.progress = trainer.fit(resume)
         objective.end_task(encoder, tasks, phase)
@@ -214,7 +226,9 @@ class Session:
         model.progress = Progress(epoch=1, targets=targets, seconds=time.perf_counter() - began, done=True)
         if folder is not None:
             tensors = {f"encoder.{key}": value for key, value in model.encoder.state_dict().items()}
-            checkpoint.save(folder, "best", tensors, {"model": model.name, "tasks": list(tasks), "step": 0})
+            about = {"model": model.name, "made_by": self.made_by(model.experiment), "tasks": list(tasks), "step": 0}
+            with self.host.shield():
+                checkpoint.save(folder, "best", tensors, about)
 
     def _notify(self, step: int, total: int, values: dict[str, float]) -> None:
         self.host.notify("userec_progress", run=self.run, step=step, values=values)
