@@ -37,9 +37,11 @@ NOUNS: Final = {
 
 DEFAULTS: tuple[str, ...] = (
     "userec.builtin.popularity",
+    "userec.builtin.bag_of_items",
     "userec.builtin.next_item",
     "userec.builtin.labelled",
     "userec.builtin.ranking",
+    "userec.builtin.classification",
     "userec.builtin.tensorboard",
     "userec.builtin.journal",
     "userec.builtin.kernels",

@@ -73,3 +73,11 @@ class Schema:
     def all_tasks(self) -> tuple[Task, ...]:
         """The tasks of all groups, in order."""
         return tuple(task for group in self.tasks for task in group)
+
+
+def answers(task: Task, schema: Schema) -> frozenset[str]:
+    """Fields that hold what a label task asks: `profile.age` for `age`, and every field whose values are of its label space."""
+    if task.kind != "label":
+        return frozenset()
+    same = {name for name, field in schema.fields.items() if field.kind == "id" and field.space == task.space}
+    return frozenset({f"profile.{task.name}", f"labels.{task.name}", *same})

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from userec.batch import Batch, History, Query, Targets
-from userec.builtin.popularity import Popularity, userec_encoders
+from userec.builtin.popularity import Majority, Popularity, userec_encoders
 from userec.capability import Can
 from userec.encoder.contract import NoConfig
 from userec.schema import NEXT, Schema, Task
@@ -68,6 +68,18 @@ def test_a_table_of_labels_is_counted_in_its_own_space() -> None:
 
 
 def test_it_claims_no_gradient_and_no_embedding() -> None:
-    assert list(userec_encoders()) == [Popularity]
+    assert list(userec_encoders()) == [Popularity, Majority]
     assert not make().offers & (Can.GRADIENT | Can.EMBED_USER | Can.DOT_SCORE)
     assert not list(make().parameters())
+
+
+def test_majority_is_popularity_with_the_same_embedding_for_all() -> None:
+    encoder = Majority(NoConfig(), SimpleNamespace(schema=Schema({}, {"item": 6})))  # type: ignore[arg-type]
+    encoder.partial_fit(Batch(history([[2, 2, 3, 0]])))
+    encoded = encoder.encode(history([[3, 4], [5, 0], [0, 0]]))
+    assert encoded.user is not None
+    assert encoded.user.tolist() == [[1.0], [1.0], [1.0]]
+    plain = make()
+    plain.partial_fit(Batch(history([[2, 2, 3, 0]])))
+    asked = Query(torch.zeros(3, 1, dtype=torch.int64))
+    assert torch.equal(encoder.score(encoded, asked), plain.score(encoded, asked))

@@ -23,7 +23,7 @@ from userec.errors import UserError
 from userec.markers import hookimpl
 from userec.objective import catalogue, prices
 from userec.objective.contract import Objective, Step
-from userec.schema import FIRST, Schema, Task
+from userec.schema import FIRST, answers
 
 
 class LabelledConfig(Config):
@@ -127,14 +127,6 @@ class Labelled(Objective):
         labels = targets.labels[asked].flatten(1)
         observed = ~labels.isnan()
         return (((scores > 0) == (labels > 0.5)) & observed).sum() / observed.sum().clamp(min=1)
-
-
-def answers(task: Task, schema: Schema) -> frozenset[str]:
-    """Fields that hold what a label task asks: `profile.age` for `age`, and every field whose values are of its label space."""
-    if task.kind != "label":
-        return frozenset()
-    same = {name for name, field in schema.fields.items() if field.kind == "id" and field.space == task.space}
-    return frozenset({f"profile.{task.name}", f"labels.{task.name}", *same})
 
 
 @hookimpl

@@ -5,6 +5,7 @@ Of a table of labels (clicks, age classes) it counts the answers: the most click
 from __future__ import annotations
 
 from collections.abc import Iterable
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -57,6 +58,17 @@ class Popularity(Encoder):
         return scores.expand(*query.at.shape, scores.shape[-1]).unsqueeze(-1)  # [B, Q, C, 1]
 
 
+class Majority(Popularity):
+    """Popularity, and an embedding that is the same for all: what a probe makes of it is the majority class, with AUC 0.5."""
+
+    name = "majority"
+    offers = Popularity.offers | Can.EMBED_USER
+
+    def encode(self, history: History) -> Encoded:
+        encoded = super().encode(history)
+        return replace(encoded, user=encoded.tokens.new_ones(len(history.user), 1))  # [B, 1]
+
+
 @hookimpl
 def userec_encoders() -> Iterable[type[Encoder]]:
-    return [Popularity]
+    return [Popularity, Majority]

@@ -71,5 +71,6 @@ class Embedder:
             found = user.float().cpu().numpy()
             wide = found.shape[1] >= WIDE and np.count_nonzero(found) < found.size / 10
             self.parts.append(sparse.csr_array(found) if wide else found)
-        self.known |= {key: self.count + i for i, key in enumerate(keys)}
+        for i, key in enumerate(keys):
+            self.known.setdefault(key, self.count + i)
         self.count += len(keys)

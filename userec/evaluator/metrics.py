@@ -28,7 +28,7 @@ FACTS: Mapping[str, Mapping[str, str]] = {
 def define(metric: str, protocol: Mapping[str, str]) -> str:
     """`ndcg@10[gain=binary,idcg=min(k,targets),ties=expected,...]`: what `metric` (name, `@k`, `~set`) means, canonically."""
     base = metric.split("~")[0].split("@")[0]
-    return f"{metric}[{','.join(f'{key}={value}' for key, value in {**FACTS[base], **protocol}.items())}]"
+    return f"{metric}[{','.join(f'{key}={value}' for key, value in {**FACTS.get(base, {}), **protocol}.items())}]"
 
 
 def measure(ranks: Ranks, ks: Sequence[int]) -> dict[str, np.ndarray]:

@@ -53,7 +53,8 @@ def _check(function: Callable[..., None], *arguments: Any) -> Check:
 
 def _encoder_checks(cls: Any, settings: dict[str, Any], plugins: Callable[[], Plugins]) -> Iterable[tuple[Any, ...]]:
     subject = Subject(cls, settings, plugins)
-    for check in (*always(), *proofs(subject.fresh())):
+    encoder = subject.fresh()
+    for check in (*always(encoder), *proofs(encoder)):
         yield check, subject
 
 

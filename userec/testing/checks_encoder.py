@@ -31,8 +31,11 @@ def some_ids(schema: Schema, rows: int = 1, queries: int = 1, count: int = 6, se
 
 @torch.no_grad()
 def scored(encoder: Encoder, history: History, ids: Tensor | None, at: Tensor | None = None) -> tuple[Encoded, Tensor]:
-    """(encoded, scores [B, Q, C, A]) of the question after each row's last event, or at `at` [B, Q]."""
+    """(encoded, scores [B, Q, C, A]) of the question after each row's last event, or at `at` [B, Q]. An encoder that only embeds
+    (`answers` is False) scores no candidate: C is 0."""
     encoded = encoder.encode(history)
+    if not encoder.answers:
+        return encoded, encoded.tokens.new_zeros(len(history.user), 1, 0, 1)
     return encoded, encoder.score(encoded, ask(history, history.last[:, None] if at is None else at, ids))
 
 
@@ -49,6 +52,8 @@ def check_shapes(subject: Subject) -> None:
     shape(name, "encoded.tokens", encoded.tokens, (rows, history.mask.shape[1], encoder.dim), "[B, L, D]")
     if encoded.user is not None or Can.EMBED_USER in encoder.offers:
         shape(name, "encoded.user", encoded.user, (rows, encoder.dim), "[B, D]")
+    if not encoder.answers:
+        return
     _, scores = scored(encoder, history, ids)
     asked_together = len(history.tasks) if Can.MANY_TASKS in encoder.offers else 1
     shape(name, "score", scores, (rows, 1, ids.shape[-1], asked_together), "[B, Q, C, A]")
@@ -109,12 +114,12 @@ def check_empty_history(subject: Subject) -> None:
 
 
 def check_repeatable(subject: Subject) -> None:
-    """In eval mode the same history twice gives the same scores, whatever the global random state."""
+    """In eval mode the same history twice gives the same scores and user, whatever the global random state."""
     encoder, history, ids = subject.fitted(), subject.history(), some_ids(subject.schema)
-    _, first = scored(encoder, history, ids)
+    encoded, first = scored(encoder, history, ids)
     with torch.random.fork_rng():
         torch.manual_seed(12345)
-        _, second = scored(encoder, history, ids)
+        again, second = scored(encoder, history, ids)
     same(
         subject.name,
         "scores of the same history differ when asked twice in eval mode",
@@ -123,12 +128,13 @@ def check_repeatable(subject: Subject) -> None:
         "non-determinism in eval",
         1e-6,
     )
+    _same_user(subject.name, "when asked twice in eval mode", again, encoded, "non-determinism in eval")
 
 
 def check_modes(subject: Subject) -> None:
     """`train()` and `eval()` reach every part; training and evaluating again leaves the scores."""
     encoder, history, ids = subject.fitted(), subject.history(), some_ids(subject.schema)
-    _, before = scored(encoder, history, ids)
+    was, before = scored(encoder, history, ids)
     encoder.train()
     stuck = [name for name, part in encoder.named_modules() if not part.training]
     holds(not stuck, f"{subject.name}: train() does not reach {', '.join(map(repr, stuck))}: train mode")
@@ -138,8 +144,9 @@ def check_modes(subject: Subject) -> None:
     stuck = [name for name, part in encoder.named_modules() if part.training]
     holds(not stuck, f"{subject.name}: eval() does not reach {', '.join(map(repr, stuck))}: eval mode")
     encoder = subject.fitted().train().eval()
-    _, after = scored(encoder, history, ids)
+    now, after = scored(encoder, history, ids)
     same(subject.name, "scores change after train() and eval()", after, before, "eval mode")
+    _same_user(subject.name, "after train() and eval()", now, was, "eval mode")
 
 
 def check_input_kept(subject: Subject) -> None:
@@ -192,6 +199,8 @@ def check_declared_fields(subject: Subject) -> None:
         count(encoder, [watched])
     encoder.eval()
     encoded = encoder.encode(watched)
+    if not encoder.answers:
+        return
     query = ask(history, history.last[:, None], some_ids(subject.schema))
     encoder.score(encoded, replace(query, context=_Declared(query.context, subject.name, reads, "query.context")))
 
@@ -246,12 +255,15 @@ def check_long_history(subject: Subject) -> None:
     length = 40 if encoder.window is None else 2 * encoder.window + 3
     history = subject.history(rows=2, shortest=length, length=length)
     try:
-        _, scores = scored(encoder, history, some_ids(subject.schema))
+        encoded, scores = scored(encoder, history, some_ids(subject.schema))
     except (IndexError, RuntimeError) as error:
         raise AssertionError(
             f"{subject.name}: {length} events, window {encoder.window}: {error}: history longer than the window"
         ) from error
-    finite(subject.name, f"score after {length} events, window {encoder.window},", scores, "history longer than the window")
+    for told, value in (("score", scores), ("user embedding", encoded.user)):
+        if value is not None:
+            what = f"{told} after {length} events, window {encoder.window},"
+            finite(subject.name, what, value, "history longer than the window")
 
 
 def check_claims(subject: Subject) -> None:
@@ -267,6 +279,8 @@ def check_claims(subject: Subject) -> None:
             type(encoder).partial_fit is not Encoder.partial_fit,
             f"{name}: offers no GRADIENT and has no partial_fit: it cannot learn",
         )
+    if not encoder.answers:
+        holds(Can.EMBED_USER in offers, f"{name}: has no score() and offers no EMBED_USER: nothing can be asked of it")
     if Can.DOT_SCORE in offers:
         holds(type(encoder).candidates is not Encoder.candidates, f"{name}: offers DOT_SCORE and has no candidates()")
 
@@ -280,8 +294,10 @@ def _reordered(encoded: Encoded, index: Tensor) -> Encoded:
     return replace(encoded, user=None if encoded.user is None else encoded.user[index])
 
 
-def always() -> Iterator[Any]:
-    """The unconditional checks, in the order in which a fault is best read."""
+def always(encoder: Encoder) -> Iterator[Any]:
+    """The unconditional checks, in the order in which a fault is best read; of scores alone, where the encoder has any."""
     yield from (check_claims, check_config, check_shapes, check_declared_fields, check_declared_user, check_empty_history)
-    yield from (check_repeatable, check_modes, check_padding, check_row_order, check_batch_size, check_chunks)
+    yield from (check_repeatable, check_modes, check_padding, check_row_order, check_batch_size)
+    if encoder.answers:
+        yield check_chunks
     yield from (check_long_history, check_input_kept, check_state_dict)
