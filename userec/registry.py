@@ -37,9 +37,13 @@ NOUNS: Final = {
 
 DEFAULTS: tuple[str, ...] = (
     "userec.builtin.popularity",
+    "userec.builtin.same_category",
+    "userec.builtin.rating_baselines",
     "userec.builtin.next_item",
     "userec.builtin.labelled",
     "userec.builtin.ranking",
+    "userec.builtin.click",
+    "userec.builtin.rating",
     "userec.builtin.tensorboard",
     "userec.builtin.journal",
     "userec.builtin.kernels",
