@@ -12,6 +12,8 @@ from userec_datasets.movielens import MovieLens1M, MovieLens25M, MovieLens100K
 
 from userec.config import Config
 from userec.dataset.contract import Dataset
+from userec.dataset.events import code
+from userec.dataset.split import SplitConfig, divide, target_hash
 from userec.errors import UserError
 
 REAL = Path(__file__).resolve().parents[3] / "shared/data"
@@ -93,13 +95,34 @@ def test_twenty_five_million_has_no_profiles_and_may_have_no_genres(tmp_path: Pa
     data = MovieLens25M(Config(), tmp_path)
     assert data.users() is None
     assert data.items()["item.genres"].tolist() == [["Comedy", "Romance"], []]
-    assert [task.name for group in data.tasks for task in group] == ["next"]
+    assert [task.name for group in data.tasks for task in group] == ["next", "rating"]
 
 
 @pytest.mark.parametrize("kind", [MovieLens1M, MovieLens100K])
 def test_a_label_task_lives_in_the_space_of_its_profile_field(kind: type[Dataset]) -> None:
-    for group in kind.tasks[1:]:
+    for group in kind.tasks[1:-1]:
         assert kind.fields[group[0].space].space == group[0].space == f"profile.{group[0].name}"
+
+
+@pytest.mark.parametrize(("kind", "name", "files", "encoding"), LAYOUTS, ids=lambda value: getattr(value, "name", None))
+def test_a_rating_is_asked_for_with_what_was_rated_before(
+    tmp_path: Path, kind: type[Dataset], name: str, files: dict[str, str], encoding: str
+) -> None:
+    write(tmp_path, name, files, encoding, "folder")
+    data = kind(Config(), tmp_path)
+    events, labels = data.events(), data.labels("rating")
+    assert data.tasks[-1][0].kind == "rating"
+    assert labels is not None
+    assert list(labels) == ["user", "id", "value", "time"]
+    for label, event in (("user", "user"), ("id", "item"), ("value", "rating"), ("time", "time")):
+        assert labels[label].tolist() == events[event].tolist()
+    own = code(data).labels["rating"]
+    assert (own.end - code(data).events.offsets[own.user]).max() <= 1
+    if name == "ml-1m":
+        assert own.end.tolist() == [0, 0, 2]  # ratings of one second do not see each other
+    if name == "ml-25m":
+        assert own.end.tolist() == [0, 1]
+        assert own.value.tolist() == [0.5, 4.5]
 
 
 def test_what_cannot_be_read_is_told(tmp_path: Path) -> None:
@@ -179,6 +202,22 @@ def test_the_real_million_is_read_whole_and_fast() -> None:
     assert events["user"].nunique() == len(data.users()) == 6040
     assert events["item"].nunique() == 3706
     assert data.items()["item.year"].between(1900, 2001).all()
+
+
+@pytest.mark.real
+@pytest.mark.skipif(not (REAL / "ml-1m.zip").is_file(), reason="no ../shared/data/ml-1m.zip")
+def test_a_million_ratings_are_coded_divided_and_hashed_fast() -> None:
+    start = time.process_time()
+    coded = code(MovieLens1M(Config(), MovieLens1M.locate(REAL)))
+    division = divide(coded, SplitConfig(name="by_time"))
+    assert time.process_time() - start < 4
+    assert len(coded.labels["rating"].user) == 1_000_209
+    start = time.process_time()
+    assert target_hash(coded, division)
+    assert time.process_time() - start < 1
+    asked = division.questions["test", "rating"]
+    assert len(asked.ids) > 90_000
+    assert (asked.end > coded.events.offsets[asked.user]).all()
 
 
 @pytest.mark.real

@@ -1,8 +1,9 @@
 """MovieLens 100K, 1M and 25M (Harper and Konstan 2015), read straight from GroupLens's archive or from its unpacked folder.
 
 Gender, age and occupation are fields of the profile and, in the same spaces, label tasks: an objective or evaluator that
-predicts one hides the field. Times are the seconds GroupLens prints; many neighbouring ratings share one, and the order of
-rows in the file settles those. Genres are a field of the item with several values."""
+predicts one hides the field. The rating of a film is a task too: what is known then is every rating strictly before it. Times
+are the seconds GroupLens prints; many neighbouring ratings share one, and the order of rows in the file settles those. Genres
+are a field of the item with several values."""
 
 from __future__ import annotations
 
@@ -27,11 +28,13 @@ TERMS: Final = "research use; cite Harper and Konstan 2015; no redistribution wi
 GENRES: Final = {"item.genres": Field("item.genres", many=True), "item.year": Field("item.year", "number")}
 PROFILE: Final = {name: Field(name) for name in ("profile.age", "profile.gender", "profile.occupation")}
 RATING: Final = {"rating": Field("rating", "number")}
+STARS: Final = Task("rating", "rating", "item")
 TASKS: Final = (
     (NEXT,),
     (Task("age", "label", "profile.age"),),
     (Task("gender", "label", "profile.gender"),),
     (Task("occupation", "label", "profile.occupation"),),
+    (STARS,),
 )
 AGES: Final = np.array([1, 18, 25, 35, 45, 50, 56])
 """The lower bounds of MovieLens-1M's age groups, which are its codes; MovieLens-100K's ages in years are put into the same."""
@@ -70,8 +73,8 @@ class MovieLens1M(Dataset):
         return _films(self._table("movies.dat", ["item", "title", "genres"], text=["title", "genres"]))
 
     def labels(self, task: str) -> pd.DataFrame | None:
-        """The user's own field, as `id`."""
-        return _labels(self.users(), task)
+        """The user's own field as `id`; for `rating` the events themselves."""
+        return _labels(self, task)
 
     def sources(self) -> list[Path]:
         """The archive, or the unpacked files."""
@@ -124,8 +127,8 @@ class MovieLens100K(Dataset):
         return pd.DataFrame({"item": table["item"], "item.genres": [list(row) for row in lists], "item.year": year})
 
     def labels(self, task: str) -> pd.DataFrame | None:
-        """The user's own field, as `id`."""
-        return _labels(self.users(), task)
+        """The user's own field as `id`; for `rating` the events themselves."""
+        return _labels(self, task)
 
     def sources(self) -> list[Path]:
         """The archive, or the unpacked files."""
@@ -155,6 +158,7 @@ class MovieLens25M(Dataset):
 
     name = "movielens-25m"
     fields = {**RATING, **GENRES}
+    tasks = ((NEXT,), (STARS,))
     files = _paths("ml-25m", "ratings.csv")
     source = _source("ml-25m", "6b51fb2759a8657d3bfcbfc42b592ada")
     summary = "MovieLens-25M: 25,000,095 ratings of 62,423 films by 162,541 users"
@@ -166,6 +170,10 @@ class MovieLens25M(Dataset):
     def items(self) -> pd.DataFrame:
         """`item.genres` and `item.year`, out of the title's parentheses."""
         return _films(self._table("movies.csv", ["item", "title", "genres"], text=["title", "genres"]))
+
+    def labels(self, task: str) -> pd.DataFrame | None:
+        """For `rating` the events themselves."""
+        return _labels(self, task)
 
     def sources(self) -> list[Path]:
         """The archive, or the unpacked files."""
@@ -262,9 +270,12 @@ def _films(table: pd.DataFrame) -> pd.DataFrame:
     return pd.DataFrame({"item": table["item"], "item.genres": lists, "item.year": year})
 
 
-def _labels(users: pd.DataFrame, task: str) -> pd.DataFrame | None:
-    field = f"profile.{task}"
-    return users[["user", field]].rename(columns={field: "id"}) if field in users else None
+def _labels(data: Dataset, task: str) -> pd.DataFrame | None:
+    """The ratings themselves with `value`, or the user's own field, as `id`."""
+    if task == STARS.name:
+        return data.events()[["user", "item", "rating", "time"]].rename(columns={"item": "id", "rating": "value"})
+    users, field = data.users(), f"profile.{task}"
+    return users[["user", field]].rename(columns={field: "id"}) if users is not None and field in users else None
 
 
 def _write(path: Path, separator: str, columns: Sequence[Sequence[Any]], encoding: str) -> None:

@@ -23,7 +23,7 @@ from userec.schema import NEXT, Field, Schema, Task
 SCHEMA = Schema(
     {"item": Field("item"), "profile.age": Field("profile.age", space="age"), "profile.city": Field("profile.city")},
     {"item": 12, "age": 6, "profile.city": 5},
-    ((NEXT,), (Task("like"),), (Task("age", "label", "age"),)),
+    ((NEXT,), (Task("like"),), (Task("age", "label", "age"),), (Task("stars", "rating"),)),
 )
 
 pytestmark = pytest.mark.filterwarnings("ignore:Converting a tensor with requires_grad")
@@ -42,7 +42,9 @@ class Toy(Encoder):
 
     def __init__(self, config: Any, build: Any) -> None:
         super().__init__(config, build)
-        self.tables = torch.nn.ModuleDict({"like": build.table("item", 4), "age": build.table("age", 4)})
+        self.tables = torch.nn.ModuleDict(
+            {"like": build.table("item", 4), "age": build.table("age", 4), "stars": build.table("item", 4)}
+        )
         for table in self.tables.values():
             table.reset(std=1.0)
 
@@ -130,14 +132,48 @@ def test_drawn_negatives_are_wrong_answers_and_a_hit_is_not_observed() -> None:
     assert torch.isfinite(ask.loss(toy(), ask.prepare(raw("age", [2, 3, 4, 5], [1.0] * 4), rng())).loss)
 
 
+def test_squared_prices_the_number_itself() -> None:
+    ask, encoder = objective("stars", price="squared"), toy()
+    batch = ask.prepare(raw("stars", [5, 6, 7, 1], [4.5, -1.0, math.nan, 3.0]), rng())  # the last item has no id
+    step = ask.loss(encoder, batch)
+    tokens = encoder.encode(batch.history).tokens
+    table = encoder.tables["stars"].all()
+    scores = torch.stack([tokens[0, 2] @ table[5], tokens[1, 1] @ table[6]])
+    wanted = float(F.mse_loss(scores, torch.tensor([4.5, -1.0]).double()))
+    assert step.targets == 2
+    assert float(step.loss) == pytest.approx(wanted, rel=1e-6)
+    assert float(step.parts["rmse"]) == pytest.approx(wanted**0.5, rel=1e-6)
+    assert set(step.parts) == {"rmse"}
+    step.loss.backward()
+    assert encoder.tables["stars"].weight.grad[[5, 6]].abs().sum(1).gt(0).all()
+    assert not ask.odds
+    assert ask.needs == Can.GRADIENT
+
+
+@pytest.mark.parametrize(
+    ("task", "price", "fitting"),
+    [
+        ("stars", "softmax", "squared"),
+        ("stars", "bce", "squared"),
+        ("age", "squared", "softmax or bce"),
+        ("like", "squared", "softmax"),
+    ],
+)
+def test_ratings_have_a_price_of_their_own(task: str, price: str, fitting: str) -> None:
+    with pytest.raises(
+        UserError, match=rf"price '{price}' is not made for task '{task}' of kind .*; set objective\.price={fitting}"
+    ):
+        objective(task, price=price)
+
+
 def test_no_row_to_ask_costs_nothing() -> None:
-    for settings in ({}, {"price": "bce"}, {"price": "bce", "negatives": 2}):
-        for task in ("age", "like"):
-            ask = objective(task, **settings)
-            step = ask.loss(toy(), ask.prepare(raw(task, [1, 0, 1, 0], [1.0] * 4), rng()))
-            assert float(step.loss) == 0
-            assert step.targets == 0
-            assert all(math.isfinite(float(part)) for part in step.parts.values())
+    prices = [("age", {}), ("age", {"price": "bce"}), ("age", {"price": "bce", "negatives": 2}), ("stars", {"price": "squared"})]
+    for task, settings in [*prices, *(("like", settings) for task, settings in prices if task == "age")]:
+        ask = objective(task, **settings)
+        step = ask.loss(toy(), ask.prepare(raw(task, [1, 0, 1, 0], [1.0] * 4), rng()))
+        assert float(step.loss) == 0
+        assert step.targets == 0
+        assert all(math.isfinite(float(part)) for part in step.parts.values())
 
 
 def test_it_hides_what_it_predicts() -> None:
@@ -156,6 +192,8 @@ def test_what_it_needs_follows_from_the_price() -> None:
 def test_softmax_with_negatives_is_refused() -> None:
     with pytest.raises(UserError, match=r"objective\.price=bce"):
         objective("age", negatives=3)
+    with pytest.raises(UserError, match=r"price 'squared' draws no negatives; set objective\.price=bce"):
+        objective("stars", price="squared", negatives=3)
 
 
 def test_events_are_none_of_its_questions() -> None:

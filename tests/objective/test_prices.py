@@ -128,3 +128,14 @@ def test_binary_ignores_what_was_not_observed() -> None:
     expected = (F.softplus(-s[0, 0, 0]) + F.softplus(s[0, 0, 1])) / 2
     assert float(price[0, 0]) == pytest.approx(float(expected))
     assert float(price[1, 0]) == 0
+
+
+def test_squared_is_the_mean_over_what_was_observed() -> None:
+    scores = torch.tensor([[[1.0, 5.0, 2.0]], [[0.0, 0.0, 0.0]]], requires_grad=True)
+    labels = torch.tensor([[[3.0, torch.nan, 2.5]], [[torch.nan] * 3]])
+    found = prices.squared(scores, labels)
+    assert found[:, 0].tolist() == pytest.approx([(4 + 0.25) / 2, 0.0])
+    found.sum().backward()
+    assert scores.grad is not None
+    assert scores.grad[0, 0].tolist() == pytest.approx([-2.0, 0.0, -0.5])
+    assert not scores.grad[1].any()

@@ -1,7 +1,8 @@
 """The objective `labelled`: rows of a label table (age, gender, click, like) against the encoder's scores at the request.
 
 `softmax`: the answer against the whole label space (an age class, the item liked). `bce`: each given candidate is right or
-wrong by its label, with drawn negatives beside it where the table holds only positives."""
+wrong by its label, with drawn negatives beside it where the table holds only positives. `squared`: the score is the number that
+a label holds, a rating."""
 
 from __future__ import annotations
 
@@ -29,7 +30,7 @@ from userec.schema import FIRST, answers
 class LabelledConfig(Config):
     """What a right label costs when it is not found."""
 
-    price: Literal["softmax", "bce"] = "softmax"
+    price: Literal["softmax", "bce", "squared"] = "softmax"
     negatives: Annotated[int, Setting(ge=1)] | None = None
     """`bce`: uniform negatives drawn beside each row; None = the table's own labels alone."""
 
@@ -40,13 +41,13 @@ class Labelled(Objective):
     name = "labelled"
     fidelity = "paper"
     Config = LabelledConfig
-    variants: ClassVar[tuple[Mapping[str, Any], ...]] = ({"price": "bce"},)
+    variants: ClassVar[tuple[Mapping[str, Any], ...]] = ({"price": "bce"}, {"price": "squared"})
 
     def __init__(self, config: LabelledConfig, build: Build) -> None:
         super().__init__(config, build)
         self.config: LabelledConfig = config
-        if config.price == "softmax" and config.negatives is not None:
-            raise UserError("objective 'labelled': price 'softmax' draws no negatives; set objective.price=bce")
+        if config.price != "bce" and config.negatives is not None:
+            raise UserError(f"objective 'labelled': price {config.price!r} draws no negatives; set objective.price=bce")
         self.odds = config.price == "bce"
         self.needs = Can.GRADIENT | (Can.SCORE_CATALOG if config.price == "softmax" else Can.NOTHING)
         self.build = build
@@ -55,16 +56,25 @@ class Labelled(Objective):
         self.hides = frozenset[str]().union(*(answers(task, build.schema) for task in self.group))
 
     def begin_task(self, encoder: Encoder, tasks: tuple[str, ...], phase: str) -> None:
-        """From here on it hides what the group's tasks predict, and no more. Raises UserError where a task has no labels."""
+        """From here on it hides what the group's tasks predict, and no more. Raises UserError where a task has no labels, or
+        labels that the price is not made for."""
         self.group = tuple(self.build.schema.task(name) for name in tasks)
         if events := [task.name for task in self.group if task.events]:
             raise UserError(
                 f"objective 'labelled' reads labels; task {events[0]!r} is the events themselves: use --objective next_item"
             )
+        for task in self.group:
+            if (task.kind == "rating") != (self.config.price == "squared"):
+                fitting = "squared" if task.kind == "rating" else "softmax or bce"
+                raise UserError(
+                    f"objective 'labelled': price {self.config.price!r} is not made for task {task.name!r} of kind {task.kind};"
+                    f" set objective.price={fitting}"
+                )
         self.hides = frozenset[str]().union(*(answers(task, self.build.schema) for task in self.group))
 
     def prepare(self, batch: Batch, rng: torch.Generator) -> Batch:
-        """Weigh the rows: `softmax` asks those with a positive label, `bce` all with one, against `query.ids` [B, Q, 1 + K]."""
+        """Weigh the rows: `softmax` asks those with a positive label, `bce` and `squared` all with one, each against `query.ids`
+        [B, Q, 1 + K]."""
         targets = batch.targets
         assert targets is not None
         assert targets.answer is not None
@@ -77,7 +87,7 @@ class Labelled(Objective):
         return dataclasses.replace(batch, targets=Targets(query, targets.answer, labels, asked.float()))
 
     def loss(self, encoder: Encoder, batch: Batch) -> Step:
-        """The mean price of the rows; `accuracy` among the parts, but not of a softmax over items."""
+        """The mean price of the rows; among the parts `accuracy`, but not of a softmax over items, or `rmse`."""
         targets = batch.targets
         assert targets is not None
         asked, answer = catalogue.where_asked(targets)
@@ -88,7 +98,10 @@ class Labelled(Objective):
         else:
             scores = self._scores(encoder, encoded, targets, asked)
             own = self._price(scores, targets).sum() / max(len(answer), 1)
-            parts["accuracy"] = self._right(scores.detach(), targets)
+            if self.config.price == "squared":
+                parts["rmse"] = own.detach().sqrt()
+            else:
+                parts["accuracy"] = self._right(scores.detach(), targets)
         price = partial(self._price, targets=targets)
         extra = catalogue.auxiliary(encoder, encoded, targets.query, asked, price)
         parts |= {name: value.detach() for name, value in extra.items()}
@@ -105,7 +118,7 @@ class Labelled(Objective):
         return torch.cat([ids, drawn], -1), torch.cat([labels, wrong], -2)
 
     def _scores(self, encoder: Encoder, encoded: Encoded, targets: Targets, asked: Tensor) -> Tensor:
-        """`softmax`: [N, n - 2], the real ids; `bce`: [N, C * A]."""
+        """`softmax`: [N, n - 2], the real ids; else [N, C * A]."""
         if self.config.price == "softmax":
             return catalogue.over_catalogue(encoder, encoded, targets)
         return encoder.score(encoded, targets.query)[asked].flatten(1)
@@ -116,7 +129,8 @@ class Labelled(Objective):
         if self.config.price == "softmax":
             return prices.softmax(scores, answer - FIRST)
         assert targets.labels is not None
-        return prices.binary(scores, targets.labels[asked].flatten(1))
+        price = prices.binary if self.config.price == "bce" else prices.squared
+        return price(scores, targets.labels[asked].flatten(1))
 
     def _right(self, scores: Tensor, targets: Targets) -> Tensor:
         """The share of right answers: the class scored highest, or labels on their side of zero; 0 where nothing is asked."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from typing import Literal
 
@@ -13,9 +13,9 @@ from pydantic import Field as Setting
 from pydantic import model_validator
 
 from userec.config import Config
-from userec.dataset.events import Coded, Events, Labels
+from userec.dataset.events import Coded, Events, Labels, Vocabulary
 from userec.errors import UserError
-from userec.schema import Kind
+from userec.schema import FIRST, Kind
 
 Target = Literal["last", "first", "random", "all", "successive"]
 
@@ -312,19 +312,35 @@ def _judge(coded: Coded, train: np.ndarray, questions: Mapping[tuple[str, str], 
 
 
 def target_hash(coded: Coded, division: Division) -> str:
-    """16 hex digits over the evaluated targets: split, task, external user and ids. Row order and coding do not matter."""
-    lines = sorted(_lines(coded, division))
-    return hashlib.sha256("\n".join(lines).encode()).hexdigest()[:16]
+    """16 hex digits over the evaluated targets: split, task, external user and ids, judged values. Row order and coding do not
+    matter: a question is the sum of its candidates' hashes, a task the sorted hashes of its questions."""
+    whole = hashlib.sha256()
+    for (split, task), asked in sorted(division.questions.items()):
+        if not len(asked):
+            continue
+        parts = _mixed(_named(coded.vocabulary[coded.schema.task(task).space], asked.ids))  # [sum P]
+        if asked.values is not None:
+            values = asked.values.astype(np.float32) + np.float32(0)  # -0 is 0
+            parts = _mixed(parts + values.view(np.uint32))
+        sums = np.append(np.uint64(0), np.cumsum(parts))  # modulo 2^64
+        rows = _named(coded.vocabulary["user"], asked.user + FIRST) + _mixed(sums[asked.offsets[1:]] - sums[asked.offsets[:-1]])
+        whole.update(json.dumps([split, task, len(asked)]).encode())
+        whole.update(np.sort(_mixed(rows)).astype("<u8").tobytes())
+    return whole.hexdigest()[:16]
 
 
-def _lines(coded: Coded, division: Division) -> Iterator[str]:
-    for (split, task), asked in division.questions.items():
-        users = coded.vocabulary["user"].values[asked.user].astype(str).tolist()
-        ids = coded.vocabulary[coded.schema.task(task).space].decode(asked.ids).astype(str).tolist()
-        bounds = asked.offsets.tolist()
-        values = None if asked.values is None else asked.values.tolist()
-        for row, user in enumerate(users):
-            found = slice(bounds[row], bounds[row + 1])
-            yield json.dumps(
-                [split, task, user, sorted(ids[found] if values is None else zip(ids[found], values[found], strict=True))]
-            )
+def _named(vocabulary: Vocabulary, ids: np.ndarray) -> np.ndarray:
+    """uint64 of each id's external name [N]; each name is hashed once."""
+    used = np.flatnonzero(np.bincount(ids, minlength=len(vocabulary)))
+    table = np.zeros(len(vocabulary), np.uint64)
+    names = (hashlib.blake2b(str(name).encode(), digest_size=8).digest() for name in vocabulary.decode(used).tolist())
+    table[used] = np.frombuffer(b"".join(names), "<u8")
+    return table[ids]
+
+
+def _mixed(x: np.ndarray) -> np.ndarray:
+    """SplitMix64's finaliser (Steele, Lea & Flood, OOPSLA 2014) of uint64 [N]."""
+    x = x + np.uint64(0x9E3779B97F4A7C15)
+    x = (x ^ (x >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
+    x = (x ^ (x >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
+    return x ^ (x >> np.uint64(31))

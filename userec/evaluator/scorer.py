@@ -60,7 +60,7 @@ class Scorer:
         self.at = self.targets.query.at
         rows = max(len(self.at), 1)
         each = rows * max(history.mask.shape[1], 1) * max(self.encoder.dim, 1) // 2 if self.walks else rows
-        self.chunk = min(self.limit or max(BUDGET // each // WIDTH, 1) * WIDTH, self.size - FIRST)
+        self.chunk = min(self.limit or max(BUDGET // max(each, 1) // WIDTH, 1) * WIDTH, self.size - FIRST)
         self.width = _filled(self.chunk)
         if self.dot:
             if self.weight is None:

@@ -59,6 +59,18 @@ def bounds(measure: Measure, users: int, seed: int = 0) -> tuple[float, float]:
     return float(low), float(high)
 
 
+def ratio(above: np.ndarray, below: np.ndarray) -> Measure:
+    """sum(above) / sum(below) over users, [U] each: a mean over rows from each user's sum and count. NaN where below is 0."""
+    parts = np.stack([above, below], 1).astype(np.float64)  # [U, 2]
+
+    def measure(weights: np.ndarray) -> np.ndarray:
+        top, bottom = (weights @ parts).T
+        with np.errstate(invalid="ignore", divide="ignore"):
+            return np.where(bottom > 0, top / bottom, np.nan)
+
+    return measure
+
+
 def draws(users: int, seed: int, resamples: int) -> Iterator[np.ndarray]:
     """How often each user was drawn, [R, users] float64, `resamples` rows in all: users with replacement."""
     rng = np.random.default_rng(seed)

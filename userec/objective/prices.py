@@ -70,6 +70,13 @@ def binary(scores: Tensor, labels: Tensor, log_q: Tensor | None = None) -> Tenso
     return lost.sum(-1) / observed.sum(-1).clamp(min=1)
 
 
+def squared(scores: Tensor, labels: Tensor) -> Tensor:
+    """(score - label)^2, the mean over observed `labels` [B, Q, C] (NaN = not observed)."""
+    observed = ~labels.isnan()
+    lost = torch.where(observed, scores - labels.nan_to_num(), 0.0).square()
+    return lost.sum(-1) / observed.sum(-1).clamp(min=1)
+
+
 def _live(scores: Tensor, log_q: Tensor | None) -> Tensor:
     """[..., C - 1] bool: negatives that are not voided."""
     if log_q is None:

@@ -93,10 +93,12 @@ class Subject(Case):
             encoder.begin_task(self.tasks, encoder.phases[0])
         return encoder.eval()
 
-    @property
+    @cached_property
     def tasks(self) -> tuple[str, ...]:
-        """The first group of tasks."""
-        return tuple(task.name for task in self.schema.tasks[0])
+        """The first group of tasks that it does not refuse."""
+        groups = [tuple(task.name for task in group) for group in self.schema.tasks]
+        encoder = self.construct()
+        return next((group for group in groups if not encoder.refuses(group)), groups[0])
 
     @cached_property
     def length(self) -> int:
@@ -113,7 +115,7 @@ class Subject(Case):
         encoder = self.fresh()
         history = self.history(seed=3, rows=16, shortest=1, length=self.length + 1)
         if Can.GRADIENT not in encoder.offers:
-            count(encoder, [history])
+            count(encoder, [history], self.schema)
             return encoder, None
         return encoder, train(encoder, history, self.schema)
 

@@ -196,7 +196,7 @@ def check_declared_fields(subject: Subject) -> None:
         asked=_Declared(history.asked, subject.name, reads, "history.asked"),
     )
     if Can.GRADIENT not in encoder.offers:
-        count(encoder, [watched])
+        count(encoder, [watched], subject.schema)
     encoder.eval()
     encoded = encoder.encode(watched)
     if not encoder.answers:

@@ -35,7 +35,8 @@ def tiny_data() -> tuple[Coded, Division]:
 
 @dataclass(frozen=True, eq=False)
 class Judge(Case):
-    """An evaluator under test, with the toy dot-product encoder over the tiny data set."""
+    """An evaluator under test, with the toy dot-product encoder over the tiny data set, as if trained for log-odds on every task
+    of items that the evaluator judges; on `next` where there is none."""
 
     def parts(self, rows: int = 64) -> tuple[Evaluator, Any, Data]:
         """(evaluator, encoder, data in batches of `rows`); the weights are drawn anew the same each time."""
@@ -48,16 +49,19 @@ class Judge(Case):
             for p in encoder.parameters():
                 torch.nn.init.normal_(p)
             encoder.begin_task(("next",), "train")
+        evaluator = self.cls(self.config, build.with_dim(encoder.dim))
+        judged = [task.name for task in coded.schema.all_tasks if task.kind in evaluator.judges and task.space == "item"]
         data = SplitData(
             coded,
             division,
-            trained=("next",),
+            trained=tuple(judged) or ("next",),
             window=None,
             fields=encoder.reads,
             seed=0,
             config=parse(BatchConfig, {"rows": rows, "eval_rows": rows}, "batch"),
+            odds=True,
         )
-        return self.cls(self.config, build.with_dim(encoder.dim)), encoder.eval(), data
+        return evaluator, encoder.eval(), data
 
     @torch.no_grad()
     def metrics(self, rows: int = 64) -> list[Metric] | None:

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from userec.batch import Batch, Encoded, History, Query
+from userec.batch import Batch, Encoded, History, Query, Targets, gather_positions
 from userec.capability import Can
 from userec.encoder.contract import Encoder
 from userec.schema import FIRST, Schema
@@ -88,7 +88,15 @@ def train(encoder: Encoder, history: History, schema: Schema, steps: int = 12, l
     return Trace(tuple(losses), tuple(sorted(parameters.keys() - moved - broken)), tuple(sorted(broken)))
 
 
-def count(encoder: Encoder, histories: Iterable[History]) -> None:
-    """One counting pass over the rows, a batch each."""
+def count(encoder: Encoder, histories: Iterable[History], schema: Schema) -> None:
+    """One counting pass over the rows, a batch each, and the end of the task. A task that reads labels is asked about each
+    row's last item, with a label of 1 to 5 by item."""
+    tasks: tuple[str, ...] = ()
     for history in histories:
-        encoder.partial_fit(Batch(history))
+        tasks = history.tasks
+        targets = None
+        if tasks and not schema.task(tasks[0]).events:
+            answer = gather_positions(history.events["item"], history.last[:, None])  # [B, 1]
+            targets = Targets(ask(history, history.last[:, None]), answer, (1.0 + answer % 5)[..., None, None])
+        encoder.partial_fit(Batch(history, targets))
+    encoder.end_task(tasks, encoder.phases[0])

@@ -64,6 +64,8 @@ class TWIN(Encoder):
     recipe: ClassVar[Mapping[str, Any]] = {
         "objective": {
             "item": {"name": "next_item", "positions": 8, "negatives": 4, "price": "bce"},
+            "click": {"name": "labelled", "price": "bce"},
+            "rating": {"name": "labelled", "price": "squared"},
             "label": {"name": "labelled", "price": "bce", "negatives": 4},
         },
         "train": {"optimizer": "adam", "lr": 3e-3, "epochs": 12, "patience": 3, "validate_users": 256},

@@ -75,7 +75,11 @@ class SASRec(Encoder):
     offers = Can.GRADIENT | Can.SCORE_CATALOG | Can.DOT_SCORE | Can.CAUSAL | Can.ANY_POSITION | Can.EMBED_USER
     Config = SASRecConfig
     recipe: ClassVar[Mapping[str, Any]] = {
-        "objective": {"item": {"name": "next_item"}, "label": {"name": "labelled"}},
+        "objective": {
+            "item": {"name": "next_item"},
+            "click": {"name": "labelled", "price": "bce"},
+            "label": {"name": "labelled"},
+        },
         "train": {
             "optimizer": "adam",
             "lr": 2e-3,
