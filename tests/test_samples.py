@@ -17,7 +17,7 @@ from userec.kernel.dispatch import Kernels
 from userec.registry import load
 from userec.schema import NEXT
 
-SAMPLES = ("ttl", "movielens-100k", "movielens-1m", "movielens-25m")
+SAMPLES = ("ttl", "movielens-100k", "movielens-1m", "movielens-25m", "taobao")
 TRAIN = {"sasrec": {"epochs": 40, "lr": 2e-3, "validate_every": 40, "warmup": 0}}
 
 
