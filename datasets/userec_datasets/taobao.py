@@ -203,9 +203,11 @@ def read_events(path: Path) -> pd.DataFrame:
             for batch in batches:
                 for name, column in zip(COLUMNS, batch.columns, strict=True):
                     parts[name].append(_numbers(name, column))
+            if not parts["user"]:
+                raise pa.ArrowInvalid("no lines")
         except pa.ArrowInvalid as error:
             raise _fault(path, error) from None
-    columns = {name: np.concatenate(parts.pop(name) or [np.zeros(0, np.int32)]) for name in COLUMNS}
+    columns = {name: np.concatenate(parts.pop(name)) for name in COLUMNS}
     action = pd.Categorical.from_codes(columns.pop("behavior"), pd.Index(ACTIONS))
     return pd.DataFrame({**{name: columns.pop(name) for name in list(columns)}, "action": action}, copy=False)
 
