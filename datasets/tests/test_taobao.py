@@ -1,4 +1,4 @@
-"""Taobao: Tianchi's layout, zipped and plain, days and categories, bad rows, the sample's purchases; label rules by a slow oracle."""
+"""Taobao: Tianchi's layout, zipped and plain, days, categories, bad lines, the sample's purchases; label rules by an oracle."""
 
 from __future__ import annotations
 
@@ -116,6 +116,11 @@ def test_the_first_view_asks_and_a_later_purchase_within_hours_answers(tmp_path:
     assert "buy: 2 requests are left out, for their hours reach past the last event" in data.notes()
     ever = {key: value for key, (value, _) in asked(write(tmp_path, *lines, hours=None)).items()}
     assert ever == {**right, (1, 21): 1, (3, 20): 1, (9, 99): 0}
+
+
+def test_a_request_whose_hours_end_with_the_data_is_known(tmp_path: Path) -> None:
+    data = write(tmp_path, row(1, 20, "pv", 10), row(1, 21, "pv", 10.01), row(1, 20, "buy", 34))
+    assert asked(data) == {(1, 20): (1, 10)}
 
 
 def test_other_rules(tmp_path: Path) -> None:
