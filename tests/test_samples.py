@@ -4,18 +4,11 @@ import dataclasses
 
 import numpy as np
 import pytest
-import torch
 
-from userec.config import Ref
 from userec.dataset.events import code
 from userec.dataset.locate import home_of
-from userec.dataset.split import SplitConfig, divide
-from userec.engine.compose import Builder
-from userec.engine.experiment import resolve
-from userec.engine.session import Host, Run, Session
-from userec.kernel.dispatch import Kernels
 from userec.registry import load
-from userec.schema import NEXT
+from userec.testing import open_session
 
 SAMPLES = ("ttl", "movielens-100k", "movielens-1m", "movielens-25m", "taobao")
 TRAIN = {"sasrec": {"epochs": 40, "lr": 2e-3, "validate_every": 40, "warmup": 0}}
@@ -37,16 +30,11 @@ def coded(request, registry, tmp_path_factory):
 
 def judge(registry, coded, model):
     """{metric: row} of a model trained on the sample, leave-one-out."""
-    said = {"encoder": {"name": model}, "dataset": {"name": coded.name}, "split": {"name": "leave_last"}}
-    experiment = resolve({**said, "train": TRAIN.get(model, {})}, registry.find("encoders", model).recipe, NEXT)
-    division = divide(coded, SplitConfig(name="leave_last"))
-    kernels = Kernels(kernel for provided in registry.plugins["kernels"].values() for kernel in provided)
-    build = Builder.of(registry.plugins, coded, kernels, division.train)
-    host = Host(registry.plugins, tell=lambda line: None)
-    session = Session(host, Run(model, coded.name, experiment, None), coded, division, build, torch.device("cpu"))
-    trained = session.compose(experiment)
+    said = {"encoder": {"name": model}, "split": {"name": "leave_last"}, "train": TRAIN.get(model, {})}
+    session = open_session(registry.plugins, coded, said)
+    trained = session.compose(session.run.experiment)
     session.train(trained)
-    rows = session.evaluate(trained, [build.evaluator(Ref(name="ranking"))])
+    rows = session.evaluate(trained, [session.evaluator(trained, "ranking")])
     return {row.metric.metric: row.metric for row in rows if row.split == "test"}
 
 

@@ -95,22 +95,27 @@ class Console:
 
 
 def result_tables(report: dict[str, Any], headlines: Mapping[str, tuple[str, ...]]) -> Iterator[Table]:
-    """A table an evaluator: its test metrics (those of `headlines`, where it has some) with intervals, baselines beside."""
+    """A table an evaluator: its test metrics (those of `headlines`, where it has some) with intervals, baselines beside.
+
+    Rows of a slice of the users stand below the row of all of them."""
     model, data = report["experiment"]["encoder"]["name"], report["dataset"]["name"]
     beside = {(row["encoder"], *_key(row)): row for row in report["baselines"]}
     test = [row for row in report["metrics"] if row["split"] == "test"]
     for evaluator in dict.fromkeys(row["evaluator"] for row in test):
         names = list(dict.fromkeys(row["encoder"] for row in report["baselines"] if row["evaluator"] == evaluator))
+        own = [row for row in test if row["evaluator"] == evaluator]
+        sliced = any("slice" in row for row in own)
         table = Table(box=box.SIMPLE, title=f"{evaluator}: {model} on {data}, test", title_justify="left")
-        for column in ("task", "metric"):
+        for column in ("task", "metric", *(["slice"] if sliced else [])):
             table.add_column(column)
         for column in (model, *names, "n"):
             table.add_column(column, justify="right", no_wrap=True)
         shown = headlines.get(evaluator, ())
-        for row in test:
-            if row["evaluator"] == evaluator and (not shown or row["metric"].partition("~")[0] in shown):
+        for row in own:
+            if not shown or row["metric"].partition("~")[0] in shown:
                 others = [beside.get((name, *_key(row))) for name in names]
-                table.add_row(row["task"], row["metric"], _cell(row), *map(_cell, others), str(row["n"] or ""))
+                about = (row["task"], row["metric"], *([row.get("slice", "")] if sliced else []))
+                table.add_row(*about, _cell(row), *map(_cell, others), str(row["n"] or ""))
         yield table
 
 

@@ -87,9 +87,9 @@ class Data(Protocol):
 
     def pieces(self, split: Split, back: int, *, events: int, shots: int = 1, gap: int = 0) -> Iterator[Batch]:
         """One piece a user of his history before the last question of `split`, without targets: `back` 0 is the newest, 1 to
-        `shots` the older ones, backwards. The pieces of a user are equally long, at most `events`, and do not overlap; users whose
-        pieces would be shorter than five events are left out. Between the newest and the older ones lie more than `gap` seconds:
-        what is of the newest one's first moment, or session, is in no older one."""
+        `shots` the older ones, backwards. The pieces of a user are equally long, at most `events`, and do not overlap; users
+        whose pieces would be shorter than five events are left out. Between the newest and the older ones lie more than `gap`
+        seconds: what is of the newest one's first moment, or session, is in no older one."""
         ...
 
     def seen(self, batch: Batch) -> tuple[Tensor, Tensor]:

@@ -37,7 +37,7 @@ class Embedder:
 
     @torch.no_grad()
     def __call__(self, batches: Iterable[Batch]) -> tuple[np.ndarray, Matrix]:
-        """(user row [N], embedding [N, D] float32) in the order of the batches' rows. Raises DivergedError at what is no number."""
+        """(user row [N], embedding [N, D] float32) in the order of the rows. Raises DivergedError at what is no number."""
         keys: list[tuple[int, int]] = []
         for batch in batches:
             if batch.users is None or batch.ends is None:

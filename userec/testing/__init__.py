@@ -22,6 +22,7 @@ _PLACES = {
     "tiny_batch": "tiny",
     "tiny_history": "tiny",
     "tiny_schema": "tiny",
+    "open_session": "session",
 }
 
 __all__ = [*_PLACES, "contract"]

@@ -22,6 +22,7 @@ START: Final = 1_600_000_000
 CLICK: Final = Task("click", "click", "item")
 LIKE: Final = Task("like", "click", "item")
 GROUP: Final = Task("group", "label", "group")
+SCORE: Final = Task("score", "rating", "item")
 
 FIELDS: Final = {
     field.name: field
@@ -36,14 +37,15 @@ FIELDS: Final = {
 
 
 def tiny_schema(extra: Iterable[str] = ()) -> Schema:
-    """Items, times, ratings, actions, a profile, a category; tasks next, click + like (asked together), group (a label).
+    """Items, times, ratings, actions, a profile, a category; tasks next, click + like (asked together), group (a label),
+    score (a rating).
 
     `extra` fields that are not among these become id fields of four values."""
     more = {name: Field(name) for name in sorted(extra) if name not in {*FIELDS, "user", "item", "asked.time"}}
     spaces = {"user": 16, "item": ITEMS, "action": 3, "profile.age": 3, "item.category": CATEGORIES, "group": 4}
     spaces |= dict.fromkeys(more, 4)
     sizes = {space: FIRST + n for space, n in spaces.items()}
-    return Schema({**FIELDS, **more}, sizes, ((NEXT,), (CLICK, LIKE), (GROUP,)))
+    return Schema({**FIELDS, **more}, sizes, ((NEXT,), (CLICK, LIKE), (GROUP,), (SCORE,)))
 
 
 def tiny_catalog(schema: Schema) -> dict[str, dict[str, Tensor]]:
@@ -202,11 +204,11 @@ def tiny_batch(seed: int = 0, rows: int = 6, length: int = 8, task: str = "next"
 class TinyDataset(Dataset):
     """60 generated users in 4 clusters of taste: most events are of the own cluster, walked in order; age follows it.
 
-    External ids are strings; times, ratings and actions; labels of three tasks. It needs no files."""
+    External ids are strings; times, ratings and actions; labels of four tasks. It needs no files."""
 
     name = "tiny"
     fields = FIELDS
-    tasks = ((NEXT,), (CLICK, LIKE), (GROUP,))
+    tasks = ((NEXT,), (CLICK, LIKE), (GROUP,), (SCORE,))
     summary = "60 generated users, 24 items in 4 clusters"
     users_count = 60
     events_each = 12
@@ -242,7 +244,10 @@ class TinyDataset(Dataset):
         )
 
     def labels(self, task: str) -> pd.DataFrame | None:
-        """`group`: the user's cluster. `click`, `like`: two items of the own cluster with 1.0 and one of another with 0.0."""
+        """`group`: the user's cluster. `click`, `like`: two items of the own cluster with 1.0 and one of another with 0.0.
+        `score`: the events' own ratings, at their times."""
+        if task == SCORE.name:
+            return self.events()[["user", "item", "rating", "time"]].rename(columns={"item": "id", "rating": "value"})
         index = np.arange(self.users_count)
         users = np.array([f"u{i}" for i in index])
         if task == GROUP.name:

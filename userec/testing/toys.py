@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Mapping
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -11,6 +12,7 @@ from torch.nn import functional as F
 from userec.batch import Batch, Encoded, History, Query, gather_positions
 from userec.capability import Can
 from userec.config import Config, Ref
+from userec.encoder.blocks.heads import Heads
 from userec.encoder.contract import Build, Encoder
 
 SEQUENCE = Can.CAUSAL | Can.ANY_POSITION
@@ -28,7 +30,28 @@ def token_at_end(tokens: Tensor, history: History) -> Tensor:
     return gather_positions(tokens, history.last[:, None])[:, 0]
 
 
-class Dot(Encoder):
+class ItemsAlone(Encoder):
+    """Has a table of the items and none of another label space; trains by drawn negatives unless told otherwise."""
+
+    recipe: ClassVar[Mapping[str, Any]] = {
+        "objective": {
+            "item": {"name": "next_item", "negatives": 4, "price": "bce"},
+            "label": {"name": "labelled", "negatives": 4, "price": "bce"},
+            "click": {"name": "labelled", "price": "bce"},
+            "rating": {"name": "labelled", "price": "squared"},
+        }
+    }
+
+    def __init__(self, config: Any, build: Build) -> None:
+        super().__init__(config, build)
+        self.spaces = {task.name: task.space for task in build.schema.all_tasks}
+
+    def refuses(self, tasks: tuple[str, ...]) -> list[str]:
+        """Tasks whose answers are no items."""
+        return [f"{self.name!r} scores items; task {task!r} asks for others" for task in tasks if self.spaces[task] != "item"]
+
+
+class Dot(ItemsAlone):
     """The mean of the items so far, projected; a dot product with the item table."""
 
     name = "toy-dot"
@@ -52,7 +75,7 @@ class Dot(Encoder):
         return (self.items.all() if ids is None else self.items(ids)), None
 
 
-class Target(Encoder):
+class Target(ItemsAlone):
     """The candidate attends to the events up to the question (DIN's shape); the user embedding asks with the last event."""
 
     name = "toy-target"
@@ -86,10 +109,11 @@ class Target(Encoder):
         return self.judge(torch.cat([found, asking.expand_as(found)], -1))
 
 
-class Counting(Encoder):
+class Counting(ItemsAlone):
     """First-order transitions, counted with add-one smoothing; tokens are one-hot last items."""
 
     name = "toy-counting"
+    recipe: ClassVar[Mapping[str, Any]] = {}
     offers = Can.SCORE_CATALOG | SEQUENCE
 
     def __init__(self, config: Config, build: Build) -> None:
@@ -142,21 +166,20 @@ class ManyTask(Encoder):
     """Dot with a table for each label space and a projection for each task, made when the task begins."""
 
     name = "toy-many-task"
+    recipe = {**ItemsAlone.recipe, "objective": {**ItemsAlone.recipe["objective"], "label": {"name": "labelled"}}}
     offers = Can.GRADIENT | Can.SCORE_CATALOG | SEQUENCE | Can.EMBED_USER | Can.MANY_TASKS
     Config = Width
 
     def __init__(self, config: Width, build: Build) -> None:
         super().__init__(config, build)
-        self.build = build
         self.items = build.table("item", config.dim)
-        self.tables, self.heads = nn.ModuleDict(), nn.ModuleDict()
+        self.labels = Heads(build, config.dim)
+        self.heads = nn.ModuleDict()
 
     def begin_task(self, tasks: tuple[str, ...], phase: str) -> None:
         """Heads for the group, a table where its space has none yet."""
+        self.labels.begin(tasks)
         for task in tasks:
-            space = self.build.schema.task(task).space
-            if space not in self.tables:
-                self.tables[space] = self.build.table(space, self.dim)
             if task not in self.heads:
                 self.heads[task] = nn.Linear(self.dim, self.dim)
 
@@ -169,14 +192,14 @@ class ManyTask(Encoder):
     def score(self, encoded: Encoded, query: Query) -> Tensor:
         """[B, Q, C, A]: each task's own projection of the user against the label space they share."""
         tasks = encoded.history.tasks
-        table: Any = self.tables[self.build.schema.task(tasks[0]).space]
+        table = self.labels.table_of(tasks, self.items)
         asked = gather_positions(encoded.tokens, query.at)
         labels = table(torch.arange(len(table.all())) if query.ids is None else query.ids)  # [.., C, D]
         labels = labels.expand(*query.at.shape, *labels.shape[-2:])
         return torch.stack([torch.einsum("bqd,bqcd->bqc", self.heads[task](asked), labels) for task in tasks], -1)
 
 
-class UserId(Encoder):
+class UserId(ItemsAlone):
     """A row of a user table: a user-id representation is an encoder too. It reads no events."""
 
     name = "toy-user-id"
@@ -204,7 +227,7 @@ class UserId(Encoder):
         return (self.items.all() if ids is None else self.items(ids)), None
 
 
-class Nested(Encoder):
+class Nested(ItemsAlone):
     """Another encoder by name inside, its tokens projected: `offers` and `reads` follow the inner one."""
 
     name = "toy-nested"
