@@ -10,7 +10,7 @@ from userec.dataset.locate import home_of
 from userec.registry import load
 from userec.testing import open_session
 
-SAMPLES = ("ttl", "movielens-100k", "movielens-1m", "movielens-25m")
+SAMPLES = ("ttl", "movielens-100k", "movielens-1m", "movielens-25m", "taobao")
 TRAIN = {"sasrec": {"epochs": 40, "lr": 2e-3, "validate_every": 40, "warmup": 0}}
 
 

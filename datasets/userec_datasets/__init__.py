@@ -1,4 +1,4 @@
-"""Data sets of userec: TTL and MovieLens, read in the layout they were published in. No data lies in here."""
+"""Data sets of userec: TTL, MovieLens and Taobao, read in the layout they were published in. No data lies in here."""
 
 from __future__ import annotations
 
@@ -7,10 +7,11 @@ from collections.abc import Iterable
 from userec.dataset.contract import Dataset
 from userec.markers import hookimpl
 from userec_datasets.movielens import MovieLens1M, MovieLens25M, MovieLens100K
+from userec_datasets.taobao import Taobao
 from userec_datasets.ttl import TTL
 
 
 @hookimpl
 def userec_datasets() -> Iterable[type[Dataset]]:
     """The data sets of this distribution."""
-    return [TTL, MovieLens100K, MovieLens1M, MovieLens25M]
+    return [TTL, MovieLens100K, MovieLens1M, MovieLens25M, Taobao]

@@ -195,6 +195,52 @@ def _times(rng: np.random.Generator, drawn: World) -> Ints:
     return (begin[drawn.user] + since * np.minimum(1.0, YEAR / np.maximum(span, 1))[drawn.user]).astype(np.int64)
 
 
+@dataclass(frozen=True)
+class Shop:
+    """A world dressed as Taobao: what each user did, by user and time."""
+
+    user: Ints  # [E]
+    item: Ints  # [E]
+    action: Ints  # [E], 0 page view, 1 cart, 2 favourite, 3 purchase
+    time: Ints  # [E], seconds
+
+
+def shop(rng: np.random.Generator, drawn: World, opens: int, closes: int) -> Shop:
+    """Every event of the world is a page view between `opens` and `closes` (seconds), in sittings hours apart; some lead to a
+    cart or a favourite within minutes, or to a purchase, mostly within hours.
+
+    A purchase is the likelier the more the item's cluster is to the user's taste, and the better the item: which its popularity
+    does not tell. So the history tells buyers from others, one number of it not all that can be told."""
+    user, item = drawn.user, drawn.item
+    quality = rng.normal(size=drawn.items)
+    wanted = 10 * np.sqrt(drawn.taste[user, drawn.cluster[item]]) + quality[item] - 8  # [E], log-odds
+    view = opens + _sittings(rng, drawn, closes - opens)
+    shares = np.full(len(user), 0.06), np.full(len(user), 0.03), 1 / (1 + np.exp(-wanted))
+    rows, action, time = [np.arange(len(user))], [np.zeros(len(user), dtype=np.int64)], [view]
+    for kind, (share, delay) in enumerate(zip(shares, (120.0, 60.0, 4 * 3600.0), strict=True), start=1):
+        done = np.flatnonzero(rng.random(len(user)) < share)
+        rows.append(done)
+        action.append(np.full(len(done), kind))
+        time.append(view[done] + 1 + rng.exponential(delay, len(done)).astype(np.int64))
+    row, did, when = np.concatenate(rows), np.concatenate(action), np.concatenate(time)
+    order = np.lexsort((row, when, user[row]))
+    order = order[when[order] < closes]
+    return Shop(user[row[order]], item[row[order]], did[order], when[order])
+
+
+def _sittings(rng: np.random.Generator, drawn: World, span: int) -> Ints:
+    """Seconds since the start, [E], growing along a history: half a minute a page, hours between sittings, all within `span`."""
+    pause = rng.random(len(drawn.user)) < 0.15
+    step = 1 + np.where(pause, rng.exponential(16 * 3600, len(pause)), rng.exponential(30, len(pause)))
+    total = np.cumsum(step)
+    starts = np.searchsorted(drawn.user, np.arange(drawn.users))
+    since = total - total[starts][drawn.user]  # [E]
+    length = since[np.r_[starts[1:], len(since)] - 1]  # [U]
+    squeeze = np.minimum(1.0, (span - 1) / np.maximum(length, 1))
+    begin = rng.random(drawn.users) * np.maximum(span - 1 - length, 0)
+    return (begin[drawn.user] + since * squeeze[drawn.user]).astype(np.int64)
+
+
 def classes(rng: np.random.Generator, taste: Floats, count: int, *, signal: float = 12.0) -> Ints:
     """A class 0..count-1 for each user, [U]: the largest of `count` linear functions of taste, each with Gumbel noise.
 

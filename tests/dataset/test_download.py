@@ -106,6 +106,12 @@ def test_a_server_that_is_not_there_names_the_way_out(tmp_path: Path) -> None:
         fetch(Source("http://127.0.0.1:9/file", "a.zip"), tmp_path)
 
 
+def test_a_login_is_told_before_anything_is_asked(server: str, tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"asks for a login.* save it as .*new/a\.zip"):
+        fetch(Source(f"{server}/file", "a.zip", login=True), tmp_path / "new")
+    assert not (tmp_path / "new").exists()
+
+
 def test_a_file_of_ones_own_is_not_verified(tmp_path: Path) -> None:
     (tmp_path / "a.zip").write_bytes(b"mine")
     assert fetch(Source("http://127.0.0.1:9/file", "a.zip", md5="0" * 32), tmp_path).read_bytes() == b"mine"

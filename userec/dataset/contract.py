@@ -27,6 +27,8 @@ class Source:
     """The checksum that the publisher prints beside the file, where it is an md5."""
     terms: str = ""
     """One line: what the licence asks."""
+    login: bool = False
+    """Whether the publisher gives it only to people who log in: then no program can fetch it, and the user is told so."""
 
 
 class Dataset(Plugin, ABC):

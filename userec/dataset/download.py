@@ -41,10 +41,15 @@ TIMEOUT: Final = (15.0, 60.0)
 def fetch(source: Source, folder: Path, *, progress: Progress | None = None) -> Path:
     """Download `source` to `folder`; returns the file. One that lies there already is left alone, unverified.
 
-    The body goes to a `.part` file that takes its name only when it is whole and its checksum is right. Raises UserError."""
+    The body goes to a `.part` file that takes its name only when it is whole and its checksum is right. Raises UserError, also
+    where the publisher asks for a login."""
     target = folder / source.file
     if target.exists():
         return target
+    if source.login:
+        raise UserError(
+            f"{source.url} asks for a login, so no program can fetch it: open it in a browser and save it as {target}"
+        )
     address = direct_address(source.url, target)
     try:
         folder.mkdir(parents=True, exist_ok=True)
