@@ -49,9 +49,7 @@ class PairNetwork(nn.Module):
         size = max(len(which_v) if self.training or torch.is_grad_enabled() else BLOCK, 1)
         parts = []
         for i, j in zip(which_v.split(size), which_x.split(size), strict=True):
-            both = F.linear(
-                F.embedding(i, v) * F.embedding(j, x), of_both
-            )  # [K, hidden]; an embedding's backward is the fast one
+            both = F.linear(F.embedding(i, v) * F.embedding(j, x), of_both)  # [K, hidden]; its backward is the fast one
             parts.append(self.rest(both + F.embedding(i, first_v) + F.embedding(j, first_x)).squeeze(1))
         found = torch.cat(parts)
         return found.new_zeros(real.shape).masked_scatter(real, found)
