@@ -22,6 +22,9 @@ from userec.schema import FIRST
 BUDGET = 1 << 24
 """Numbers held at once (64 MB in float32): scores of a chunk, or activations where each candidate has its own."""
 
+KEPT = 2 * BUDGET
+"""Scores of a batch over the catalogue that are kept where each costs much: 128 MB in float32."""
+
 WIDTH = 16
 """Columns that matrix products take at once, or a multiple of it."""
 
@@ -90,8 +93,10 @@ class Scorer:
 
     def of(self, ids: Tensor) -> Tensor:
         """Scores of each row's own `ids` [B, P], made the way `chunks` makes them; anything at reserved ids."""
-        if not self.dot and not self.walks:
-            return self.rows.gather(1, ids)
+        if self.walks and len(ids) * self.size <= KEPT:
+            self._rows = self._walked()
+        if not self.dot and (not self.walks or self._rows is not None):
+            return self._checked(self.rows.gather(1, ids))
         distinct = ids[ids >= FIRST].unique()
         if len(distinct) == 0:
             return torch.zeros(ids.shape, device=ids.device)
@@ -110,9 +115,14 @@ class Scorer:
         """[B, last - first]"""
         if self.weight is not None:
             return self._product(self.weight[first:last], None if self.bias is None else self.bias[first:last])
-        if self.walks:
+        if self.walks and self._rows is None:
             return self._listed(torch.arange(first, last, device=self.device))
         return self._room(self.rows)[:, : last - first].copy_(self.rows[:, first:last])
+
+    def _walked(self) -> Tensor:
+        """[B, n]: the whole walk, kept, so that `chunks` after `of` scores nothing twice."""
+        parts = torch.arange(FIRST, self.size, device=self.device).split(self.chunk)
+        return functional.pad(torch.cat([self._listed(part) for part in parts], 1), (FIRST, 0))
 
     def _listed(self, ids: Tensor) -> Tensor:
         """[B, U] of ids that all rows share, no more than a chunk."""

@@ -1,0 +1,102 @@
+"""Full-catalogue ranking of DIN on MovieLens-1M: 6,040 users x 3,706 items, leave-one-out, length 50, RecBole's widths.
+
+    python benchmarks/din_ranking.py [--data-dir ../shared/data] [--save]
+
+RecBole's own evaluation of it extrapolates to 1.9 hours. Untrained weights: what is measured is time. The model goes through
+the evaluator `ranking` as in a run, with all users. `--save` keeps the figure in benchmarks/results/din-ranking.json."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+import tempfile
+import time
+from pathlib import Path
+from typing import Any, Final
+
+sys.path.insert(0, str(Path(__file__).parent))
+from measure import RESULTS, alone, commit, machine
+from spine import open_movielens
+
+WIDTHS: Final = {
+    "dim": 64,
+    "window": 50,
+    "attention": (256, 256, 256),
+    "attention_activation": "sigmoid",
+    "hidden": (256, 256, 256),
+    "activation": "dice",
+}
+"""RecBole's layers: attention 256-256-256 sigmoid, head 256-256-256 Dice."""
+
+ENOUGH: Final = 24 * 60
+"""Minutes: no sample of users is taken."""
+
+
+def rank(data_dir: Path) -> dict[str, Any]:
+    """Seconds of the evaluator on the test split, and what it ranked."""
+    import torch
+
+    from userec.engine.compose import Builder
+    from userec.engine.device import choose_matmul
+    from userec.engine.experiment import resolve
+    from userec.engine.session import Host, Run, Session
+    from userec.kernel.dispatch import Kernels
+    from userec.registry import load
+    from userec.schema import NEXT
+
+    choose_matmul()
+    torch.manual_seed(0)
+    registry = load()
+    with tempfile.TemporaryDirectory() as folder:
+        coded, division = open_movielens(data_dir, Path(folder))
+        kernels = Kernels(kernel for provided in registry.plugins["kernels"].values() for kernel in provided)
+        said = {
+            "encoder": {"name": "din", **WIDTHS},
+            "dataset": {"name": "movielens-1m"},
+            "split": {"name": "leave_last"},
+            "evaluator": {"ranking": {"minutes": ENOUGH}},
+        }
+        experiment = resolve(said, registry.find("encoders", "din").recipe, NEXT)
+        host = Host(registry.plugins, tell=lambda line: None)
+        about = Run("din", "movielens-1m", experiment, None)
+        build = Builder.of(registry.plugins, coded, kernels, division.train)
+        session = Session(host, about, coded, division, build, torch.device("cpu"))
+        model = session.compose(experiment)
+        model.encoder.begin_task(("next",), "train")
+        model.encoder.eval()
+        evaluator = session.evaluator(model, "ranking")
+        view = session.view(model, evaluator)
+        began = time.perf_counter()
+        metrics = list(evaluator.evaluate(model.encoder, view, "test"))
+        seconds = time.perf_counter() - began
+    hits = next(metric for metric in metrics if metric.metric == "hr@10")
+    assert "sample" not in hits.definition, hits.definition
+    return {
+        "seconds": round(seconds, 1),
+        "users": hits.n,
+        "items": coded.schema.spaces["item"] - 2,
+        "threads": torch.get_num_threads(),
+        "definition": hits.definition,
+        "encoder": model.encoder.config.model_dump(mode="json"),
+    }
+
+
+def main() -> None:
+    """Measure and print; keep where asked."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--data-dir", type=Path, default=Path("../shared/data"))
+    parser.add_argument("--save", action="store_true")
+    given = parser.parse_args()
+    lock = alone()
+    command = "python benchmarks/din_ranking.py --data-dir ../shared/data --save"
+    text = json.dumps({"command": command, "commit": commit(), "machine": machine(), **rank(given.data_dir)}, indent=1)
+    print(text)
+    if given.save:
+        RESULTS.mkdir(exist_ok=True)
+        (RESULTS / "din-ranking.json").write_text(text + "\n", encoding="utf-8")
+    del lock
+
+
+if __name__ == "__main__":
+    main()
