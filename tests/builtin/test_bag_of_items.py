@@ -13,7 +13,7 @@ from sklearn.feature_extraction.text import TfidfTransformer
 from userec.batch import Batch, History
 from userec.builtin.bag_of_items import BagOfItems, TfIdf
 from userec.capability import Can
-from userec.encoder.contract import Encoder
+from userec.encoder.contract import Encoder, has_scores
 from userec.schema import Schema
 from userec.testing import Check, contract
 
@@ -71,7 +71,7 @@ def test_idf_is_that_of_scikit_learn() -> None:
 
 def test_it_scores_nothing_and_its_tokens_take_no_memory() -> None:
     encoder = make()
-    assert not encoder.answers
+    assert not has_scores(encoder)
     assert encoder.offers == Can.EMBED_USER
     assert encoder.window is None
     tokens = encoder.encode(history(drawn(0, 30))).tokens

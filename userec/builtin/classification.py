@@ -14,7 +14,7 @@ from scipy.special import softmax
 from userec.batch import Batch
 from userec.capability import Can
 from userec.config import Config, Ref
-from userec.encoder.contract import Encoder
+from userec.encoder.contract import Encoder, has_scores
 from userec.evaluator import classes
 from userec.evaluator.classes import Judged
 from userec.evaluator.contract import Data, Evaluator, Metric, Split
@@ -154,7 +154,7 @@ def _unread(task: Task, encoder: Encoder, data: Data) -> bool:
 
 
 def _has_head(task: Task, encoder: Encoder, data: Data) -> bool:
-    return task.name in data.trained and encoder.answers
+    return task.name in data.trained and has_scores(encoder)
 
 
 def _tasks(encoder: Encoder, data: Data) -> list[Task]:

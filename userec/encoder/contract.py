@@ -85,11 +85,6 @@ class Encoder(nn.Module, Plugin, ABC):
         self.dim = int(getattr(config, "dim", 0))
         self.window = getattr(config, "window", None)
 
-    @property
-    def answers(self) -> bool:
-        """Whether it scores candidates at all: one that only embeds users is trained on no task, and probed on all."""
-        return Can.DOT_SCORE in self.offers or type(self).score is not Encoder.score
-
     def refuses(self, tasks: tuple[str, ...]) -> list[str]:
         """Reasons why it cannot be trained on this group of tasks; told before anything trains."""
         return []
@@ -133,3 +128,8 @@ class Encoder(nn.Module, Plugin, ABC):
 
 class NoConfig(Config):
     """Nothing to set."""
+
+
+def has_scores(encoder: Encoder) -> bool:
+    """Whether it scores candidates at all: one that only embeds users is trained on no task, and probed on all."""
+    return Can.DOT_SCORE in encoder.offers or type(encoder).score is not Encoder.score

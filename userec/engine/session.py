@@ -19,7 +19,7 @@ from userec.dataset.data import SplitData
 from userec.dataset.events import Coded
 from userec.dataset.loader import TrainLoader
 from userec.dataset.split import Division
-from userec.encoder.contract import Encoder
+from userec.encoder.contract import Encoder, has_scores
 from userec.engine import checkpoint
 from userec.engine.compose import Builder, Describe, Plugins, by_name, check, configure, misfits, trainable
 from userec.engine.experiment import Experiment, resolve
@@ -140,7 +140,7 @@ class Session:
             raise UserError(f"encoder {encoder.name!r} counts, it does not train by gradient: leave --objective out")
         objective = build.objective(experiment.objective) if experiment.objective is not None else None
         task = task_of(self.coded, experiment.task)
-        if not encoder.answers:  # it learns from what people did, whatever the others learn from
+        if not has_scores(encoder):  # it learns from what people did, whatever the others learn from
             task = next((one for one in self.coded.schema.all_tasks if one.events), task)
         stages: list[tuple[tuple[str, ...], str]] = [((task.name,), phase) for phase in encoder.phases]
         if objective is not None:
@@ -148,7 +148,7 @@ class Session:
         check(encoder, objective, self.coded.schema, build, self.host.describe)
         if reasons := [reason for tasks, _ in stages for reason in encoder.refuses(tasks)]:
             raise UserError("\n".join(dict.fromkeys(reasons)))
-        trained = tuple(dict.fromkeys(task for group, _ in stages for task in group if encoder.answers))
+        trained = tuple(dict.fromkeys(task for group, _ in stages for task in group if has_scores(encoder)))
         odds = objective is not None and objective.odds
         return Model(encoder.name, encoder, experiment, stages, trained, build, odds)
 

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 
 from userec.capability import Can
-from userec.encoder.contract import Encoder
+from userec.encoder.contract import Encoder, has_scores
 from userec.schema import FIRST
 from userec.testing.build import Subject
 from userec.testing.check import finite, holds, same, shape
@@ -92,7 +92,7 @@ def check_user_embedding(subject: Subject) -> None:
     shape(subject.name, "encoded.user", encoded.user, (len(history.user), encoder.dim), "[B, D]")
     assert encoded.user is not None
     finite(subject.name, "encoded.user", encoded.user, "EMBED_USER")
-    impersonal = encoder.answers and torch.equal(scores, scores[:1].expand_as(scores))
+    impersonal = has_scores(encoder) and torch.equal(scores, scores[:1].expand_as(scores))
     holds(
         impersonal or encoded.user.std(0).max() > 0,
         f"{subject.name}: encoded.user is the same for users of different histories: EMBED_USER",
@@ -204,7 +204,7 @@ def check_counting(subject: Subject) -> None:
         encoder = subject.fresh()
         count(encoder, batches, subject.schema)
         encoded, scores = scored(encoder.eval(), history, ids)
-        results.append(scores if encoder.answers else encoded.user)
+        results.append(scores if has_scores(encoder) else encoded.user)
     same(
         subject.name,
         "scores change when rows are counted in two batches",
@@ -220,7 +220,7 @@ def check_counting(subject: Subject) -> None:
         "order dependence in partial_fit",
     )
     blank = scored(subject.fresh(), history, ids)[1]
-    keeps = encoder.answers and bool(subject.fresh().state_dict())
+    keeps = has_scores(encoder) and bool(subject.fresh().state_dict())
     holds(
         not keeps or not torch.equal(blank, results[0]),
         f"{subject.name}: partial_fit leaves the scores as they were: it does not learn",

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from userec.batch import Encoded, History
 from userec.capability import Can
-from userec.encoder.contract import Encoder
+from userec.encoder.contract import Encoder, has_scores
 from userec.schema import FIRST, Schema
 from userec.testing.build import Subject, restricted
 from userec.testing.check import finite, holds, same, shape
@@ -34,7 +34,7 @@ def scored(encoder: Encoder, history: History, ids: Tensor | None, at: Tensor | 
     """(encoded, scores [B, Q, C, A]) of the question after each row's last event, or at `at` [B, Q]. An encoder that only embeds
     (`answers` is False) scores no candidate: C is 0."""
     encoded = encoder.encode(history)
-    if not encoder.answers:
+    if not has_scores(encoder):
         return encoded, encoded.tokens.new_zeros(len(history.user), 1, 0, 1)
     return encoded, encoder.score(encoded, ask(history, history.last[:, None] if at is None else at, ids))
 
@@ -52,7 +52,7 @@ def check_shapes(subject: Subject) -> None:
     shape(name, "encoded.tokens", encoded.tokens, (rows, history.mask.shape[1], encoder.dim), "[B, L, D]")
     if encoded.user is not None or Can.EMBED_USER in encoder.offers:
         shape(name, "encoded.user", encoded.user, (rows, encoder.dim), "[B, D]")
-    if not encoder.answers:
+    if not has_scores(encoder):
         return
     _, scores = scored(encoder, history, ids)
     asked_together = len(history.tasks) if Can.MANY_TASKS in encoder.offers else 1
@@ -199,7 +199,7 @@ def check_declared_fields(subject: Subject) -> None:
         count(encoder, [watched], subject.schema)
     encoder.eval()
     encoded = encoder.encode(watched)
-    if not encoder.answers:
+    if not has_scores(encoder):
         return
     query = ask(history, history.last[:, None], some_ids(subject.schema))
     encoder.score(encoded, replace(query, context=_Declared(query.context, subject.name, reads, "query.context")))
@@ -279,7 +279,7 @@ def check_claims(subject: Subject) -> None:
             type(encoder).partial_fit is not Encoder.partial_fit,
             f"{name}: offers no GRADIENT and has no partial_fit: it cannot learn",
         )
-    if not encoder.answers:
+    if not has_scores(encoder):
         holds(Can.EMBED_USER in offers, f"{name}: has no score() and offers no EMBED_USER: nothing can be asked of it")
     if Can.DOT_SCORE in offers:
         holds(type(encoder).candidates is not Encoder.candidates, f"{name}: offers DOT_SCORE and has no candidates()")
@@ -298,6 +298,6 @@ def always(encoder: Encoder) -> Iterator[Any]:
     """The unconditional checks, in the order in which a fault is best read; of scores alone, where the encoder has any."""
     yield from (check_claims, check_config, check_shapes, check_declared_fields, check_declared_user, check_empty_history)
     yield from (check_repeatable, check_modes, check_padding, check_row_order, check_batch_size)
-    if encoder.answers:
+    if has_scores(encoder):
         yield check_chunks
     yield from (check_long_history, check_input_kept, check_state_dict)
