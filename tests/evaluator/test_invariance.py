@@ -45,7 +45,7 @@ class Renamed(TinyDataset):
 
     def labels(self, task: str) -> pd.DataFrame | None:
         table = super().labels(task)
-        return table if table is None or task == "group" else table.assign(id=table["id"].map(renamed))
+        return table if table is None or task in ("group", "score") else table.assign(id=table["id"].map(renamed))
 
 
 def renamed(name: str) -> str:
