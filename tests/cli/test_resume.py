@@ -308,9 +308,11 @@ def test_an_interrupt_waits_for_the_outermost_shield():
                     signal.raise_signal(signal.SIGINT)
                 reached.append("inner")
             reached.append("outer")
+        with interrupts.shield():
+            reached.append("saved")
     finally:
         signal.signal(signal.SIGINT, before)
-    assert reached == ["inner"]
+    assert reached == ["inner", "saved"], "it comes once: what is saved then is saved whole"
     assert interrupts.code == 130
 
 

@@ -216,24 +216,25 @@ def test_a_metric_that_the_data_leaves_undefined_picks_no_weights(parts, toy, tm
     assert (model.progress.best, standing(tmp_path)) == (None, (None, 9))
 
 
-@pytest.mark.parametrize("where", ["judged", "kept now and then", "kept at the end"])
+@pytest.mark.parametrize("where", ["judged", "judged and kept nowhere", "kept now and then", "kept at the end"])
 def test_weights_that_are_not_finite_are_never_kept(parts, toy, where, tmp_path, monkeypatch):
-    train = {"judged": {"validate_steps": 3}, "kept now and then": {"checkpoint_seconds": 0}, "kept at the end": {}}[where]
-    session, experiment, _ = session_of(parts, toy, steps=9 if where != "kept at the end" else 5, **train)
+    train = {"kept now and then": {"checkpoint_seconds": 0}, "kept at the end": {}}.get(where, {"validate_steps": 3})
+    session, experiment, _ = session_of(parts, toy, steps=9 if where != "kept at the end" else 6, **train)
     validations(monkeypatch, *[0.1] * 3 if where != "kept at the end" else [None])
     step = GradientLearner.step
 
     def spoilt(self, batches, number, epoch, total):
         found = step(self, batches, number, epoch, total)
-        if number == 4:
+        if number == 5:
             with torch.no_grad():
                 next(self.encoder.parameters())[3, 2] = float("inf")
         return found
 
     monkeypatch.setattr(GradientLearner, "step", spoilt)
-    kept = {"judged": 3, "kept now and then": 4, "kept at the end": None}[where]
+    kept = {"judged": 3, "kept now and then": 5}.get(where)
     with pytest.raises(DivergedError) as told:
-        session.train(session.compose(experiment), tmp_path)
+        session.train(session.compose(experiment), None if where == "judged and kept nowhere" else tmp_path)
+    assert "weights are not finite after step 6" in str(told.value)
     assert ("the last good checkpoint" if kept else "no checkpoint had been written before") in str(told.value)
     found = checkpoint.load(tmp_path, "last")
     assert (found and found[1]["step"]) == kept

@@ -74,11 +74,11 @@ def check_folder(out: Path, experiment: Experiment, resume: bool) -> None:
         raise UserError(f"cannot write to --out {out}: {parent} is {'not writable' if parent.is_dir() else 'no folder'}")
 
 
-def _differences(values: Mapping[str, Any], experiment: Experiment) -> list[str]:
-    before = parse(Experiment, values, "").model_dump(mode="json")
+def _differences(said: Mapping[str, Any], experiment: Experiment) -> list[str]:
+    before = parse(Experiment, said, "").model_dump(mode="json")
     now = experiment.model_dump(mode="json")
-    for key in PACE:
-        before["train"].pop(key), now["train"].pop(key)
+    for values in (before, now):
+        values["train"] = {key: value for key, value in values["train"].items() if key not in PACE}
     return [key for key in now if before[key] != now[key]]
 
 
