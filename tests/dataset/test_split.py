@@ -265,5 +265,19 @@ def test_target_hash_knows_targets_and_nothing_else() -> None:
     assert target_hash(other, divide(other, config)) != value
 
 
+def test_target_hash_knows_judged_values_but_not_their_order() -> None:
+    def value(rows: list[tuple[int, int, float]]) -> str:
+        user, ids, values = (np.array(column) for column in zip(*rows, strict=True))
+        labels = Labels(user, ids, values.astype(np.float32), user * 4 + 4, np.full(len(rows), 2, np.int8))
+        coded = store([[2, 3, 4, 5]] * 2, labels={"age": labels})
+        judged = replace(coded, schema=replace(coded.schema, tasks=((NEXT,), (Task("age", "rating", "age"),))))
+        return target_hash(judged, divide(judged, SplitConfig(name="leave_last")))
+
+    rows = [(0, 2, 1.0), (0, 3, 5.0), (1, 2, 5.0), (1, 3, 0.0)]
+    assert value([rows[1], rows[0], rows[3], rows[2]]) == value(rows)
+    others = [[(0, 2, 5.0), (0, 3, 1.0), *rows[2:]], [(0, 2, 5.0), (0, 3, 0.0), (1, 2, 1.0), (1, 3, 5.0)], rows[:3]]
+    assert len({value(each) for each in (rows, *others)}) == 4  # values swapped inside a user, users swapped, a row less
+
+
 def test_ragged() -> None:
     assert ragged(np.array([3, 5, 0]), np.array([5, 5, 2])).tolist() == [3, 4, 0, 1]

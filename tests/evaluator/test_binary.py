@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from sklearn.metrics import log_loss, roc_auc_score
 
-from userec.evaluator import binary
+from userec.evaluator import binary, roc
 from userec.evaluator.binary import Judged
 
 ROWS = st.lists(
@@ -59,8 +59,8 @@ def test_auc_by_user_is_the_auc_of_his_rows(rows: list[tuple[int, float, bool]])
 
 
 def test_gauc_by_hand() -> None:
-    # user 0: 3 > {1, 4}: one of two pairs won, 0.5 of 3 rows; user 1: a tie and a win, 0.75 of 3 rows... of 2 right, 1 wrong;
-    # user 2 has right rows alone and is left out; user 3: 0 of 2 rows.
+    # User 0 wins one of two pairs (3 rows); user 1 wins one and ties one of two (3 rows); user 2 has right rows alone and is left
+    # out; user 3 loses his one pair (2 rows).
     rows = [(0, 3.0, True), (0, 1.0, False), (0, 4.0, False), (1, 2.0, True), (1, 5.0, True), (1, 2.0, False)]
     rows += [(2, 1.0, True), (3, 1.0, True), (3, 2.0, False)]
     found = judged(rows)
@@ -112,7 +112,7 @@ def test_a_few_resamples_at_a_time_are_the_same(monkeypatch: pytest.MonkeyPatch)
     found = Judged.of(rng.integers(0, 6, 50), rng.integers(0, 5, 50).astype(float), rng.random(50) < 0.4)
     weights = rng.integers(0, 3, (9, len(found.users))).astype(float)
     whole = binary.auc(found)(weights)
-    monkeypatch.setattr(binary, "CELLS", 100)
+    monkeypatch.setattr(roc, "CELLS", 100)
     assert np.array_equal(binary.auc(found)(weights), whole)
 
 

@@ -9,9 +9,6 @@ import numpy as np
 from userec.evaluator import roc, statistics
 from userec.evaluator.statistics import Measure
 
-CELLS = 1 << 22
-"""Rows x resamples of an AUC held at once (32 MB in float64)."""
-
 
 @dataclass(frozen=True)
 class Judged:
@@ -39,14 +36,8 @@ class Judged:
 
 
 def auc(judged: Judged) -> Measure:
-    """The area over all pairs of rows, whoever's they are (`roc.auc`), a few resamples at a time."""
-    whole = roc.auc(judged.scores, judged.right, judged.unit)
-    most = max(CELLS // max(len(judged.scores), 1), 1)
-
-    def measure(weights: np.ndarray) -> np.ndarray:
-        return np.concatenate([whole(weights[start : start + most]) for start in range(0, len(weights), most)])
-
-    return measure
+    """The area over all pairs of rows, whosever they are."""
+    return roc.auc(judged.scores, judged.right, judged.unit)
 
 
 def auc_by_user(judged: Judged) -> np.ndarray:

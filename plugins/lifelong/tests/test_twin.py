@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import dataclasses
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -12,9 +13,13 @@ from userec_lifelong.twin import TWIN
 
 from userec.batch import History, Query
 from userec.config import parse
+from userec.dataset.events import code
 from userec.encoder.table import EmbeddingTable
 from userec.errors import UserError
+from userec.registry import load
 from userec.schema import NEXT, Field, Schema, Task
+from userec.testing import open_session
+from userec.testing.tiny import TinyDataset
 
 GROUP = Task("group", "label", "group")
 FIELDS = [
@@ -253,3 +258,19 @@ def test_log_buckets_double() -> None:
 def test_heads_must_divide_the_width() -> None:
     with pytest.raises(UserError, match="dim 10 is not a multiple of heads 4"):
         parse(TWIN.Config, {"dim": 10}, "encoder")
+
+
+@pytest.mark.parametrize(("task", "price"), [("click", "bce"), ("score", "squared")])
+def test_the_recipe_learns_clicks_and_ratings(task: str, price: str) -> None:
+    coded = code(TinyDataset(TinyDataset.Config(), Path()))
+    small = {"name": "twin", "dim": 8, "heads": 2, "keep": 3, "recent": 3, "hidden": 8}
+    session = open_session(load().plugins, coded, {"encoder": small, "task": task, "train": {"epochs": 1}})
+    model = session.compose(session.run.experiment)
+    assert session.run.experiment.objective is not None
+    assert session.run.experiment.objective.settings["price"] == price
+    session.train(model)
+    evaluator = session.evaluator(model, "click" if task == "click" else "rating")
+    assert session.refusals(model, evaluator) == []
+    found = {row.metric.metric: row.metric.value for row in session.evaluate(model, [evaluator]) if row.split == "test"}
+    assert set(found) == ({"auc", "gauc", "logloss", "ece"} if task == "click" else {"rmse", "mae"})
+    assert all(value == value for value in found.values())

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -13,10 +14,14 @@ from userec_transformer.sasrec import SASRec, SASRecConfig
 from userec.batch import Batch, History, Query
 from userec.builtin.kernels import userec_kernels
 from userec.builtin.next_item import NextItem
+from userec.dataset.events import code
 from userec.engine.compose import Builder
 from userec.errors import UserError
 from userec.kernel.dispatch import Kernels
+from userec.registry import load
 from userec.schema import NEXT, Field, Schema, Task
+from userec.testing import open_session
+from userec.testing.tiny import TinyDataset
 
 SCHEMA = Schema({"item": Field("item")}, {"item": 30, "user.age": 5}, ((NEXT,), (Task("age", "label", "user.age"),)))
 
@@ -171,3 +176,16 @@ def test_it_learns_a_cycle_at_each_price(price: dict[str, Any]) -> None:
     batch = ask.prepare(raw, torch.Generator().manual_seed(0))
     scores = encoder.eval().score(encoder.encode(batch.history), Query(batch.targets.query.at))[..., 2:, 0]
     assert (scores.argmax(-1) + 2 == batch.targets.answer).float().mean() > 0.9
+
+
+def test_the_recipe_learns_clicks_and_has_none_for_ratings() -> None:
+    coded = code(TinyDataset(TinyDataset.Config(), Path()))
+    said = {"encoder": {"name": "sasrec", "dim": 8}, "task": "click", "train": {"epochs": 1}}
+    session = open_session(load().plugins, coded, said)
+    model = session.compose(session.run.experiment)
+    session.train(model)
+    found = session.evaluate(model, [session.evaluator(model, "click")])
+    assert {row.metric.metric for row in found} == {"auc", "gauc", "logloss", "ece"}
+    session = open_session(load().plugins, coded, {**said, "task": "score"})
+    with pytest.raises(UserError, match="names no objective for this task"):
+        session.compose(session.run.experiment)
