@@ -194,6 +194,18 @@ def test_the_user_is_what_his_last_event_wakes_and_the_mean() -> None:
     assert not encoded.user[2].any()
 
 
+def test_the_user_s_own_question_moves_no_statistics() -> None:
+    """Its target always stands in the history, which no trained question's need to."""
+    model = make().train()
+    before = [part.mean.clone() for part in model.interest.modules() if isinstance(part, Dice)]
+    model.encode(history())
+    assert before
+    assert all(
+        torch.equal(a, part.mean)
+        for a, part in zip(before, [m for m in model.interest.modules() if isinstance(m, Dice)], strict=True)
+    )
+
+
 def test_side_features_are_read_and_averaged_over_several() -> None:
     model = make()
     assert model.reads == {"item", "item.category", "item.tags"}
