@@ -273,6 +273,21 @@ def test_candidates_are_computed_once_and_a_batch_encoded_once() -> None:
     assert walks.encoded == 7 + 1  # 200 queries in batches of 32, and the one that was timed
 
 
+@pytest.mark.parametrize("kept", [0, scorer.KEPT])
+def test_a_walk_asks_for_no_score_twice_where_its_scores_are_kept(kept: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A batch of 32 rows: the targets' scores stand in the walk; where the walk cannot be kept they are asked for before it."""
+    monkeypatch.setattr(scorer, "KEPT", kept)
+    walks, told = Walks(), []
+    score = walks.score
+    walks.score = lambda encoded, query: told.append(query.ids.numel()) or score(encoded, query)  # type: ignore[method-assign]
+    found = judge(walks, chunk=16)
+    chunks = -(-(SIZE - 2) // 16)
+    assert set(told) == {16}
+    once = 7 * chunks + min(2, chunks)  # 7 batches, and the two chunks that were timed
+    assert len(told) == once if kept else len(told) > once
+    same(found, judge(Walks(), chunk=16))
+
+
 def test_seen_items_may_stay() -> None:
     kept, dropped = judge(Dot(), filter_seen=False), judge(Dot())
     assert "seen=kept" in kept["mrr"].definition

@@ -45,8 +45,8 @@ class DIN(Encoder):
             "click": {"name": "labelled", "price": "bce"},
             "rating": {"name": "labelled", "price": "squared"},
         },
-        "train": {"optimizer": "adam", "lr": 1e-3, "epochs": 12, "patience": 3, "validate_users": 256},
-        "batch": {"rows": 64, "windows": "last", "eval_rows": 8192, "eval_tokens": 2**19},  # the more users, the more they share
+        "train": {"optimizer": "adam", "lr": 3e-3, "epochs": 12, "patience": 3, "validate_users": 256},
+        "batch": {"rows": 32, "windows": "last", "eval_rows": 8192, "eval_tokens": 2**19},  # the more users, the more they share
     }
 
     class Config(Config):

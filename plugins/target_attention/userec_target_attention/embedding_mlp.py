@@ -36,8 +36,8 @@ class EmbeddingMLP(Encoder):
             "click": {"name": "labelled", "price": "bce"},
             "rating": {"name": "labelled", "price": "squared"},
         },
-        "train": {"optimizer": "adam", "lr": 1e-3, "epochs": 12, "patience": 3, "validate_users": 256},
-        "batch": {"rows": 64, "windows": "last"},
+        "train": {"optimizer": "adam", "lr": 3e-3, "epochs": 12, "patience": 3, "validate_users": 256},
+        "batch": {"rows": 32, "windows": "last"},
     }
 
     class Config(Config):
