@@ -40,6 +40,7 @@ DEFAULTS: tuple[str, ...] = (
     "userec.builtin.next_item",
     "userec.builtin.labelled",
     "userec.builtin.ranking",
+    "userec.builtin.reid",
     "userec.builtin.tensorboard",
     "userec.builtin.journal",
     "userec.builtin.kernels",
