@@ -12,9 +12,10 @@ import torch
 from torch import Tensor
 
 from userec.batch import Batch, Query, Targets
-from userec.dataset.events import Coded
+from userec.dataset.events import Coded, Events
 from userec.dataset.loader import BatchConfig, Collator, Rows, cut, last_asked
 from userec.dataset.split import Division, Questions, ask_labels, ragged
+from userec.schema import FIRST
 
 FEWEST = 5
 """Events of the shortest piece of a user."""
@@ -110,30 +111,24 @@ class SplitData:
             yield Batch(history, None, torch.from_numpy(taken.user), torch.from_numpy(taken.stop))
 
     def _pieces(self, split: str, events: int, shots: int, gap: int) -> tuple[np.ndarray, ...]:
-        """(user [U], where his older pieces end [U], where the newest ends [U], events a piece [U])."""
+        """(user [U], where his older pieces end [U], where the newest ends [U], events a piece [U]), as long as they can be."""
         store = self.coded.events
         tasks = [task for task in self.schema.all_tasks if task.events] or list(self.schema.all_tasks)
         asked = [self._questions(split, task.name) for task in tasks]
         stop = np.zeros(store.users, np.int64)  # where each user's last question stands
         np.maximum.at(stop, np.concatenate([q.user for q in asked]), np.concatenate([q.end for q in asked]))
         start = store.offsets[:-1]
-        size = np.minimum(events, np.maximum(stop - start, 0) // (1 + shots))
-        user = np.flatnonzero(size > 0)
-        start, stop, size = start[user], stop[user], size[user]
-        first = stop - size  # the newest piece begins here
-        begin = first
-        if "time" in store.fields:
-            time = store.fields["time"].astype(np.int64)
-            low = int(time.min()) - gap
-            span = int(time.max()) - low + 1
-            begin = np.minimum(begin, np.searchsorted(store.owner * span + (time - low), user * span + (time[first] - gap - low)))
-        if "session" in store.fields:
-            session, owner = store.fields["session"], store.owner
-            opens = np.append(True, (np.diff(session) != 0) | (np.diff(owner) != 0))
-            begin = np.minimum(begin, np.maximum.accumulate(np.where(opens, np.arange(len(opens)), 0))[first])
-        size = np.minimum(size, (begin - start) // shots)
-        kept = size >= FEWEST
-        return user[kept], begin[kept], stop[kept], size[kept]
+        user = np.flatnonzero(stop - start >= (1 + shots) * FEWEST)
+        start, stop = start[user], stop[user]
+        opens = _opens(store)
+        size = np.zeros(len(user), np.int64)
+        most = np.minimum(events, (stop - start) // (1 + shots))
+        while (size < most).any():  # a longer newest piece never leaves the older ones more room: halve
+            tried = np.maximum((size + most + 1) // 2, 1)
+            fits = _before(store, opens, user, stop - tried, stop, gap) - start >= shots * tried
+            size, most = np.where(fits, tried, size), np.where(fits, most, tried - 1)
+        user, stop, size = (column[size >= FEWEST] for column in (user, stop, size))
+        return user, _before(store, opens, user, stop - size, stop, gap), stop, size
 
     def seen(self, batch: Batch) -> tuple[Tensor, Tensor]:
         """(row [N], id [N]) of each row's whole history before its question, with repetitions."""
@@ -144,3 +139,29 @@ class SplitData:
         row = torch.from_numpy(np.repeat(np.arange(len(stop)), stop - start))
         ids = torch.from_numpy(self.coded.events.fields["item"][ragged(start, stop)].astype(np.int64))
         return row.to(batch.users.device), ids.to(batch.users.device)
+
+
+def _opens(store: Events) -> np.ndarray | None:
+    """Where the session of each event has its first event: [E] int64; one of no session is its own. None without sessions."""
+    if "session" not in store.fields:
+        return None
+    session = store.fields["session"].astype(np.int64)
+    _, first, which = np.unique(store.owner * (int(session.max(initial=0)) + 1) + session, return_index=True, return_inverse=True)
+    return np.where(session < FIRST, np.arange(len(session)), first[which])
+
+
+def _before(
+    store: Events, opens: np.ndarray | None, user: np.ndarray, first: np.ndarray, stop: np.ndarray, gap: int
+) -> np.ndarray:
+    """The end [U] of what is apart from the events `first`..`stop` - 1 [U] of each `user` [U]: more than `gap` seconds earlier
+    than the first of them, and of none of their sessions."""
+    end = first
+    if "time" in store.fields and len(user):
+        time = store.fields["time"]
+        low, span = int(time.min()), int(time.max() - time.min()) + 1
+        latest = (time[first] - low - min(gap, span)).clip(min=0)  # the first moment that is too late
+        end = np.minimum(end, np.searchsorted(store.owner * span + (time - low), user * span + latest))
+    if opens is not None and len(user):
+        end = np.minimum(end, np.minimum.reduceat(opens, np.stack([first, stop - 1], 1).reshape(-1))[::2])
+        end = np.minimum(end, opens[stop - 1])
+    return end

@@ -25,6 +25,9 @@ HEAD = 0.2
 MOST = 20
 """Values of a profile field that become slices, the most frequent."""
 
+QUARTERS = (0, 0.25, 0.5, 0.75, 1)
+"""Where the users are parted by a number of their profile."""
+
 
 @dataclass(frozen=True)
 class Slice:
@@ -56,7 +59,7 @@ def _by_activity(events: np.ndarray) -> Iterator[Slice]:
     least = int(warm[int(len(warm) * (1 - HEAD))]) if len(warm) else COLD
     yield Slice("activity=cold", f"training_events<{COLD}", events < COLD)
     yield Slice("activity=tail", f"{COLD}<=training_events<{least}", (events >= COLD) & (events < least))
-    yield Slice("activity=head", f"training_events>={least}", events >= max(least, COLD))
+    yield Slice("activity=head", f"training_events>={least}", events >= least)
 
 
 def _by_value(name: str, coded: Coded) -> Iterator[Slice]:
@@ -69,12 +72,18 @@ def _by_value(name: str, coded: Coded) -> Iterator[Slice]:
             told = str(coded.vocabulary[field.space].decode(np.array([value]))[0])
             yield Slice(f"{name}={told}", f"{name}={told}", column == value)
         return
-    known = column[~np.isnan(column)].astype(np.float64) if column.dtype.kind == "f" else column
-    edges = np.unique(np.quantile(known, [0, 0.25, 0.5, 0.75, 1])) if len(known) else np.zeros(0)
-    for i, (low, high) in enumerate(pairwise(edges)):
-        last = i == len(edges) - 2
+    known = column[~np.isnan(column)] if column.dtype.kind == "f" else column
+    edges = np.unique(np.quantile(known, QUARTERS, method="inverted_cdf")) if len(known) else known  # numbers that occur
+    for low, high in pairwise(edges) if len(edges) > 1 else zip(edges, edges, strict=True):
+        last = high == edges[-1]
         inside = (column >= low) & ((column <= high) if last else (column < high))
-        yield Slice(f"{name}={low:g}..{high:g}", f"{low:g}<={name}{'<=' if last else '<'}{high:g}", inside)
+        least, most = _plain(low), _plain(high)
+        yield Slice(f"{name}={least}..{most}", f"{least}<={name}{'<=' if last else '<'}{most}", inside)
+
+
+def _plain(number: np.generic) -> str:
+    """The shortest text that is this number and no other of its type."""
+    return str(number).removesuffix(".0")
 
 
 def restrict(metric: Metric, part: Slice, seed: int) -> Metric | None:
@@ -85,8 +94,8 @@ def restrict(metric: Metric, part: Slice, seed: int) -> Metric | None:
     n = int(inside.sum())
     if not n:
         return None
-    definition = f"{metric.definition.removesuffix(']')},slice={part.rule}]"
-    alike = replace(metric, slice=part.name, n=n, definition=definition, users=None, values=None, measure=None)
+    told = f"{metric.definition[:-1]}," if metric.definition.endswith("]") else f"{metric.definition}["
+    alike = replace(metric, slice=part.name, n=n, definition=f"{told}slice={part.rule}]", users=None, values=None, measure=None)
     if metric.values is not None:
         own = metric.values[inside]
         lows, highs = statistics.intervals(own[:, None], seed)
