@@ -67,13 +67,23 @@ def test_the_report_has_the_promised_keys(finished):
     assert report["environment"]["kernels"]["linear_cross_entropy"]["provider"] == "cpu"
     assert all(list(row) == ROW for row in report["metrics"])
     assert all(list(row) == ["encoder", *ROW] for row in report["baselines"])
-    assert {row["encoder"] for row in report["baselines"]} == {"popularity"}
+    assert {row["evaluator"] for row in report["metrics"]} == {"ranking", "classification", "reid", "click"}
+    beside = {row["evaluator"]: set() for row in report["baselines"]}
+    for row in report["baselines"]:
+        beside[row["evaluator"]].add(row["encoder"])
+    assert beside == {
+        "ranking": {"popularity"},
+        "classification": {"majority", "bag_of_items"},
+        "reid": {"bag_of_items", "tf_idf"},
+        "click": {"popularity"},
+    }
     assert {row["split"] for row in report["metrics"]} == {"valid", "test"}
     for row in report["metrics"]:
         assert row["low"] is None or row["low"] <= row["value"] <= row["high"], row
-    reasons = " ".join(entry["reason"] for entry in report["skipped"])
-    assert "click" in reasons
-    assert "age" in reasons
+    skipped = [(entry["evaluator"], entry["reason"]) for entry in report["skipped"]]
+    assert ("ranking", "task 'click': 'sasrec' is trained on watch") in skipped
+    assert any(name == "rating" for name, _ in skipped)
+    assert any(name == "click" and reason.startswith("baseline 'category_seen'") for name, reason in skipped)
 
 
 def test_a_sample_is_called_one_everywhere(finished):
@@ -89,6 +99,7 @@ def test_per_user_values_average_to_the_metric(finished):
     table = pd.read_parquet(out / "per_user.parquet")
     for row in json.loads((out / "report.json").read_text())["metrics"]:
         mine = (table.encoder == "sasrec") & (table.split == row["split"]) & (table.metric == row["metric"])
+        mine &= table.evaluator == row["evaluator"]
         if row["metric"] in ("ndcg@10", "mrr", "recall@20"):
             assert table[mine].value.mean() == pytest.approx(row["value"])
             assert table[mine].user.nunique() == row["n"]
@@ -138,18 +149,22 @@ def test_leaky_and_counted_things_are_told_and_kept(plays, tmp_path):
 
 @pytest.mark.parametrize("task", ["click", "age"])
 @pytest.mark.parametrize("model", ["popularity", "sasrec"])
-def test_a_table_of_labels_is_trained_on_and_ranked_where_its_answers_are_items(model, task, tmp_path):
+def test_a_table_of_labels_is_trained_on_and_judged_by_what_it_asks(model, task, tmp_path):
     words = ("--set", "encoder.dim=8", "--set", "train.epochs=1") if model == "sasrec" else ()
     done = call("--model", model, "--dataset", "ttl@sample", "--task", task, *words, "--out", tmp_path / "o")
     assert done.exit_code == 0, done.output
     report = json.loads((tmp_path / "o" / "report.json").read_text())
+    judged = {(row["evaluator"], row["task"]) for row in report["metrics"] if row["evaluator"] != "reid"}
+    probed = {"age", "gender", "life_status"} if model == "sasrec" else {task} & {"age"}
+    expected = {("classification", label) for label in probed}
+    assert judged == expected | ({("ranking", "click"), ("click", "click")} if task == "click" else set())
+    heads = {row["task"]: row["definition"].partition("head=")[2][:3] for row in report["metrics"] if row["task"] in probed}
+    assert heads == {label: "own" if label == task else "pro" for label in probed}
     if task == "age":
-        assert report["metrics"] == []
         assert any(entry["evaluator"] == "ranking" for entry in report["skipped"])
         return
-    assert {row["task"] for row in (*report["metrics"], *report["baselines"])} == {"click"}
     assert all("seen=kept" in row["definition"] for row in report["metrics"] if row["evaluator"] == "ranking")
-    assert max(row["value"] for row in report["baselines"] if row["metric"] == "recall@20") > 20 / 236, "no better than chance"
+    assert max(row["value"] for row in report["metrics"] if row["metric"] == "recall@20") > 20 / 236, "no better than chance"
 
 
 BAD = {

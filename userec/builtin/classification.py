@@ -38,7 +38,6 @@ class ClassificationConfig(Config):
 class Found:
     """What was found on one split and serves the other."""
 
-    splits: set[str] = field(default_factory=set)
     embedders: dict[tuple[str, ...], Embedder] = field(default_factory=dict)
     probes: dict[str, Probe] = field(default_factory=dict)
 
@@ -71,20 +70,12 @@ class Classification(Evaluator):
     @torch.no_grad()
     def evaluate(self, encoder: Encoder, data: Data, split: Split) -> Iterable[Metric]:
         """The three metrics of every task that can be judged."""
-        found = self._found(data, split)
+        found = data.kept.setdefault(self.name, Found())
         for task in _tasks(encoder, data):
             judge = self._by_head if _has_head(task, encoder, data) else self._by_probe
             judged, told = judge(encoder, data, split, task, found)
             protocol = {**told, "ties": "lower-id", "several": "skipped", "empty": "skipped"}
             yield from classes.metrics(judged, task.name, protocol, self.config.seed)
-
-    def _found(self, data: Data, split: Split) -> Found:
-        """What the other split has left. Asked about a split again, the encoder may have been trained on: all is found anew."""
-        found = data.kept.get(self.name)
-        if found is None or split in found.splits:
-            found = data.kept[self.name] = Found()
-        found.splits.add(split)
-        return found
 
     def _by_head(self, encoder: Encoder, data: Data, split: Split, task: Task, found: Found) -> tuple[Judged, dict[str, str]]:
         scorer = Scorer(encoder, task.name, split, data.schema.spaces[task.space])

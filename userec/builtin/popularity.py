@@ -32,6 +32,14 @@ class Popularity(Encoder):
         self.counts: Tensor
         self.register_buffer("counts", torch.zeros(build.schema.spaces["item"], dtype=torch.float64))  # [n]; exact to 2^53
 
+    def refuses(self, tasks: tuple[str, ...]) -> list[str]:
+        """Ratings: how often an item is rated says nothing of the number."""
+        return [
+            f"{self.name!r} counts answers; task {task!r} asks for ratings"
+            for task in tasks
+            if self.schema.task(task).kind == "rating"
+        ]
+
     def begin_task(self, tasks: tuple[str, ...], phase: str) -> None:
         """Answers of another space are counted from nothing."""
         space = self.schema.task(tasks[0]).space

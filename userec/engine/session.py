@@ -5,10 +5,11 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -75,11 +76,13 @@ class Run:
 
 
 class View:
-    """A data set as an evaluator sees it: on the encoder's device, and a fixed sample of its users where that is asked for."""
+    """A data set as an evaluator sees it: on the encoder's device; where that is asked for, with a fixed sample of its users, or
+    one task of it alone."""
 
-    def __init__(self, data: SplitData, device: torch.device, users: int | None = None) -> None:
+    def __init__(self, data: SplitData, device: torch.device, users: int | None = None, task: str | None = None) -> None:
         self.data, self.device, self.users = data, device, users
-        self.schema, self.trained, self.seed, self.odds, self.kept = data.schema, data.trained, data.seed, data.odds, data.kept
+        self.schema = data.schema if task is None else replace(data.schema, tasks=((data.schema.task(task),),))
+        self.trained, self.seed, self.odds, self.kept = data.trained, data.seed, data.odds, data.kept
         self.popularity, self.repeats = data.popularity.to(device), data.repeats
 
     def batches(self, split: Split, task: str, users: int | None = None) -> Iterator[Batch]:
@@ -152,7 +155,7 @@ class Session:
         odds = objective is not None and objective.odds
         return Model(encoder.name, encoder, experiment, stages, trained, build, odds)
 
-    def view(self, model: Model, evaluator: Evaluator, users: int | None = None) -> View:
+    def view(self, model: Model, evaluator: Evaluator, users: int | None = None, task: str | None = None) -> View:
         """The data with the fields that the model and the evaluator read."""
         data = SplitData(
             self.coded,
@@ -164,12 +167,14 @@ class Session:
             config=model.experiment.batch,
             odds=model.odds,
         )
-        return View(data, self.device, users)
+        return View(data, self.device, users, task)
 
     def train(self, model: Model, folder: Path | None = None, resume: bool = False) -> None:
         """Train through all stages; checkpoints go to `folder`, best weights are restored."""
         for i, (tasks, phase) in enumerate(model.stages):
             place = folder if folder is None or len(model.stages) == 1 else folder / f"{i}-{'-'.join(tasks)}-{phase}"
+            if i:  # heads made here are the same whether the stages before were trained just now or resumed
+                torch.manual_seed(int(np.random.SeedSequence((model.experiment.seed, i)).generate_state(1)[0]))
             model.encoder.begin_task(tasks, phase)
             if trainable(model.encoder):
                 self._train_by_gradient(model, tasks, phase, place, resume)
@@ -240,7 +245,7 @@ class Session:
         evaluator = self.evaluator(model, name)
         if reasons := misfits(model.encoder, evaluator, self.coded.schema):
             return self._unmonitored(monitor, reasons)
-        view = self.view(model, evaluator, model.experiment.train.validate_users)
+        view = self.view(model, evaluator, model.experiment.train.validate_users, tasks[0])
         reasons = evaluator.refuses(model.encoder, view)
         if not view.questions("valid", tasks[0]):
             reasons = [*reasons, f"split {self.division.name!r} holds no validation question of task {tasks[0]!r}"]
@@ -250,6 +255,7 @@ class Session:
         def validate(seen: View = view) -> Metric | None:
             began = time.perf_counter()
             model.encoder.eval()
+            seen.kept.clear()  # what was found with other weights
             with torch.no_grad():
                 found = list(evaluator.evaluate(model.encoder, seen, "valid"))
             model.evaluate_s += time.perf_counter() - began
@@ -258,7 +264,7 @@ class Session:
                 raise unknown("metric", metric_name, metrics, f"train.monitor = {monitor!r}")
             return metrics[metric_name]
 
-        validate(self.view(model, evaluator, users=2))  # a monitor that is no metric is told before anything trains
+        validate(self.view(model, evaluator, 2, tasks[0]))  # a monitor that is no metric is told before anything trains
         return validate
 
     def _unmonitored(self, monitor: str, reasons: list[str]) -> Callable[[], Metric | None]:
@@ -297,6 +303,8 @@ class Session:
         made: dict[str, Model | str] = {}
         for evaluator in evaluators:
             for ref in evaluator.baselines:
+                if ref.name == experiment.encoder.name:
+                    continue
                 key = ref.model_dump_json()
                 if key not in made:
                     made[key] = self._baseline(experiment, ref)
