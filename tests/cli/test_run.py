@@ -81,7 +81,7 @@ def test_the_report_has_the_promised_keys(finished):
     for row in report["metrics"]:
         assert row["low"] is None or row["low"] <= row["value"] <= row["high"], row
     skipped = [(entry["evaluator"], entry["reason"]) for entry in report["skipped"]]
-    assert ("ranking", "task 'click': 'sasrec' is trained on watch") in skipped
+    assert ("ranking", "tasks click, like: 'sasrec' is trained on watch") in skipped
     assert any(name == "rating" for name, _ in skipped)
     assert any(name == "click" and reason.startswith("baseline 'category_seen'") for name, reason in skipped)
 

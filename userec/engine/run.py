@@ -172,7 +172,11 @@ def _untrained(session: Session, model: Model, evaluator: Evaluator) -> list[str
     """Tasks of its kinds that it cannot judge for want of a trained head; classes of users are probed."""
     tasks = session.coded.schema.all_tasks
     others = [task.name for task in tasks if task.kind in evaluator.judges - {"label"} and task.name not in model.trained]
-    return [f"task {task!r}: {model.name!r} is trained on {', '.join(model.trained) or 'none'}" for task in others]
+    if not others:
+        return []
+    return [
+        f"{'tasks' if others[1:] else 'task'} {', '.join(others)}: {model.name!r} is trained on {', '.join(model.trained) or 'none'}"
+    ]
 
 
 def _split(division: Division) -> dict[str, Any]:
