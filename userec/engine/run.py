@@ -174,9 +174,8 @@ def _untrained(session: Session, model: Model, evaluator: Evaluator) -> list[str
     others = [task.name for task in tasks if task.kind in evaluator.judges - {"label"} and task.name not in model.trained]
     if not others:
         return []
-    return [
-        f"{'tasks' if others[1:] else 'task'} {', '.join(others)}: {model.name!r} is trained on {', '.join(model.trained) or 'none'}"
-    ]
+    word, trained = "tasks" if others[1:] else "task", ", ".join(model.trained) or "none"
+    return [f"{word} {', '.join(others)}: {model.name!r} is trained on {trained}"]
 
 
 def _split(division: Division) -> dict[str, Any]:
