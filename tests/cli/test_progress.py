@@ -32,7 +32,7 @@ def shown(found, width):
     return console.file.getvalue()
 
 
-@pytest.mark.parametrize("width", [90, 120, 180])
+@pytest.mark.parametrize("width", [110, 130, 180])
 def test_task_and_metric_are_never_cut(width):
     text = shown(report(), width)
     assert "next" in text
