@@ -18,7 +18,7 @@ from userec.markers import hookimpl
 LINE_SECONDS = 15.0
 """Without a terminal, a line of training no oftener."""
 
-PLAIN_WIDTH = 120
+PLAIN_WIDTH = 180
 """Columns, where there is no terminal to ask."""
 
 
@@ -107,9 +107,10 @@ def result_tables(report: dict[str, Any], headlines: Mapping[str, tuple[str, ...
         sliced = any("slice" in row for row in own)
         table = Table(box=box.SIMPLE, title=f"{evaluator}: {model} on {data}, test", title_justify="left")
         for column in ("task", "metric", *(["slice"] if sliced else [])):
-            table.add_column(column)
-        for column in (model, *names, "n"):
-            table.add_column(column, justify="right", no_wrap=True)
+            table.add_column(column, no_wrap=True)
+        for column in (model, *names):
+            table.add_column(column, justify="right")  # where there is no room, intervals stand below their values
+        table.add_column("n", justify="right", no_wrap=True)
         shown = headlines.get(evaluator, ())
         for row in own:
             if not shown or row["metric"].partition("~")[0] in shown:

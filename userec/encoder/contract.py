@@ -76,7 +76,7 @@ class Encoder(nn.Module, Plugin, ABC):
     window: int | None = None
     """How many last events it can use; targets and "seen" never depend on it."""
     recipe: ClassVar[Mapping[str, Any]] = {}
-    """A partial experiment: `objective` per kind of task, `train`, `batch`; what the user says stands over it."""
+    """A partial experiment: `objective` and `monitor` per kind of task, `train`, `batch`; what the user says stands over it."""
     phases: ClassVar[tuple[str, ...]] = ("train",)
 
     def __init__(self, config: Any, build: Build) -> None:

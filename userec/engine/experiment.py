@@ -138,16 +138,18 @@ def resolve(said: Mapping[str, Any], recipe: Mapping[str, Any], task: Task) -> E
     """What the user said over the encoder's recipe for such a task over the defaults.
 
     A recipe's `objective` has the keys `item` (for a task that the events themselves answer), `label` (for one that a table of
-    right answers answers: items or classes), `click` and `rating`. Raises UserError at an unknown or mistyped key."""
+    right answers answers: items or classes), `click` and `rating`; its `monitor` a key for each kind of task that it would rather
+    validate otherwise than `MONITORS` says. Raises UserError at an unknown or mistyped key."""
     for section in said:
         if section not in Experiment.model_fields:
             raise unknown("section", section, Experiment.model_fields)
     recipe = dict(recipe)
     key = task.kind if task.kind in ("click", "rating") else "item" if task.events else "label"
     objective = recipe.pop("objective", {}).get(key)
+    monitor = {**MONITORS, **recipe.pop("monitor", {})}[task.kind]
     if objective is not None:
         recipe["objective"] = objective
-    return parse(Experiment, merge(merge({"train": {"monitor": MONITORS[task.kind]}}, recipe), said), "")
+    return parse(Experiment, merge(merge({"train": {"monitor": monitor}}, recipe), said), "")
 
 
 def to_toml(experiment: Experiment) -> str:

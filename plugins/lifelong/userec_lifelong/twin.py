@@ -68,7 +68,8 @@ class TWIN(Encoder):
             "rating": {"name": "labelled", "price": "squared"},
             "label": {"name": "labelled", "price": "bce", "negatives": 4},
         },
-        "train": {"optimizer": "adam", "lr": 3e-3, "epochs": 12, "patience": 3, "validate_users": 256},
+        "monitor": {"item": "click/auc"},  # a walk over a large catalogue costs more than an epoch
+        "train": {"optimizer": "adam", "lr": 3e-3, "epochs": 12, "patience": 3},
         "batch": {"rows": 32, "windows": "last"},
     }
 

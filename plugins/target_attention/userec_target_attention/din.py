@@ -45,7 +45,8 @@ class DIN(Encoder):
             "click": {"name": "labelled", "price": "bce"},
             "rating": {"name": "labelled", "price": "squared"},
         },
-        "train": {"optimizer": "adam", "lr": 3e-3, "epochs": 12, "patience": 3, "validate_users": 256},
+        "monitor": {"item": "click/auc"},  # a walk over a large catalogue costs more than an epoch
+        "train": {"optimizer": "adam", "lr": 3e-3, "epochs": 12, "patience": 3},
         "batch": {"rows": 32, "windows": "last", "eval_rows": 8192, "eval_tokens": 2**19},  # the more users, the more they share
     }
 

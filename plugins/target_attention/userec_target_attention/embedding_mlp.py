@@ -36,7 +36,8 @@ class EmbeddingMLP(Encoder):
             "click": {"name": "labelled", "price": "bce"},
             "rating": {"name": "labelled", "price": "squared"},
         },
-        "train": {"optimizer": "adam", "lr": 3e-3, "epochs": 12, "patience": 3, "validate_users": 256},
+        "monitor": {"item": "click/auc"},  # a walk over a large catalogue costs more than an epoch
+        "train": {"optimizer": "adam", "lr": 3e-3, "epochs": 12, "patience": 3},
         "batch": {"rows": 32, "windows": "last"},
     }
 
