@@ -62,6 +62,7 @@ def label(table: pd.DataFrame, rule: Rule, hours: float | None, end: int) -> tup
     asked = action.isin(rule.asked).to_numpy() if rule.asked else right
     pair, moment = _firsts(key[asked], time[asked])
     value, unknown = np.ones(len(pair), np.float32), 0
+    until = {}
     if rule.asked:
         wait = _wait(pair, moment, key[right], time[right])
         value = np.isfinite(wait).astype(np.float32)
@@ -70,7 +71,8 @@ def label(table: pd.DataFrame, rule: Rule, hours: float | None, end: int) -> tup
             known = moment + hours * HOUR <= end
             unknown = int((~known).sum())
             pair, moment, value = pair[known], moment[known], value[known]
-    return pd.DataFrame({"user": pair >> 31, "id": pair & 2**31 - 1, "value": value, "time": moment}), unknown
+            until = {"until": moment + round(hours * HOUR)}
+    return pd.DataFrame({"user": pair >> 31, "id": pair & 2**31 - 1, "value": value, "time": moment, **until}), unknown
 
 
 def _firsts(key: Ints, time: Ints) -> tuple[Ints, Ints]:

@@ -9,7 +9,8 @@ China Standard Time; some rows carry a time far outside, by years, and are left 
 
 The task beside the next item is made by a label rule (`rules.py`), `pv -> buy` within a day unless told otherwise. A request
 sees what its user did strictly earlier, with this item too, and nothing of its own second. Under the split `by_time` requests are
-divided by their own time: the label of a late training request looks up to `hours` past the cut.
+divided by their own time, and those whose `hours` reach past the first cut do not train; a rule without `hours` has no such end:
+its training labels may look into the test's days.
 
 The tables hold 21 bytes an event. Of the whole file, 100 million events, reading needs about 6 GB at its peak and a rule about
 13; what the core makes of the tables comes on top. The text is never held whole."""

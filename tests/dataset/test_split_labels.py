@@ -152,3 +152,20 @@ def test_the_hash_covers_the_values_and_not_the_order() -> None:
     assert hashed(one) != hashed([(0, 4, 2.0, 95), (0, 3, 1.0, 95), (0, 6, 3.0, 97)]), "the values change places"
     assert hashed(one) != hashed([(0, 4, 1.0, 95), (0, 3, 2.0, 95), (0, 6, 3.5, 97)])
     assert hashed(one, "item") == hashed([(user, item, 1.0, time) for user, item, _, time in one], "item")
+
+
+def test_a_value_that_the_test_would_tell_does_not_train() -> None:
+    """Requests at 0..90; their values are known 15 later; the events go on to 200."""
+    events = Events(np.array([0, 21]), {"item": np.full(21, 2, np.int32), "time": np.arange(0, 210, 10)})
+    time = np.arange(5, 95, 10)
+    labels = Labels(np.zeros(9, np.int64), np.full(9, 3), np.ones(9, np.float32), np.arange(1, 10), None, time, time + 15)
+    schema = Schema({}, {"user": 3, "item": 4}, ((NEXT,), (Task("buy", "click", "item"),)))
+    vocabulary = {"user": Vocabulary(np.arange(1)), "item": Vocabulary(np.arange(2))}
+    coded = Coded("toy", events, None, vocabulary, schema, {}, {}, {"buy": labels})
+    division = divide(coded, SplitConfig(name="by_time", valid=0.2, test=0.2))
+    trained = division.train_labels["buy"]
+    first = division.train.fields["time"].max()
+    assert len(trained.user)
+    assert (trained.until <= first + 10).all(), "what training knows, it knows before validation begins"
+    assert len(labels.user[labels.time <= first]) > len(trained.user), "the last requests of the training part are left out"
+    assert len(division.questions["test", "buy"]), "the cuts lie where labels are known"

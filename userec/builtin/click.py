@@ -101,7 +101,8 @@ class Click(Evaluator):
             ids, values = query.ids[:, 0], labels[:, 0, :, 0]  # [B, P]
             people = (batch.history.user if batch.users is None else batch.users).cpu().numpy()
             if drawn:
-                wrong = self._negatives(ids, size, people)
+                asked = people if batch.ends is None else people + (batch.ends.cpu().numpy() << 32)
+                wrong = self._negatives(ids, size, asked)
                 values = torch.cat([values, torch.zeros_like(values).masked_fill(wrong < FIRST, torch.nan)], 1)
                 ids = torch.cat([ids, wrong], 1)
             known = ((ids >= FIRST) & ~values.isnan()).cpu().numpy()  # [B, P]
@@ -110,8 +111,9 @@ class Click(Evaluator):
             right.append((values > 0).cpu().numpy()[known])
         return Judged.of(np.concatenate(users), np.concatenate(scores), np.concatenate(right))
 
-    def _negatives(self, ids: Tensor, size: int, people: np.ndarray) -> Tensor:
-        """[B, P] drawn ids: as many as a row's real `ids` [B, P], none of them; 0 where there are no more.
+    def _negatives(self, ids: Tensor, size: int, asked: np.ndarray) -> Tensor:
+        """[B, P] drawn ids: as many as a row's real `ids` [B, P], none of them; 0 where there are no more. `asked` [B] names the
+        question, by user and end: another one of the same user draws anew.
 
         Rows of as many answers are drawn together: what is drawn then does not depend on who else is in the batch."""
         answers = ids.cpu().numpy()
@@ -121,7 +123,7 @@ class Click(Evaluator):
             rows = np.flatnonzero(counts == count)
             row, place = np.nonzero(answers[rows] >= FIRST)
             barred = row, answers[rows][row, place]
-            out[rows, :count] = draw(int(count), size, people[rows], barred, self.config.seed)
+            out[rows, :count] = draw(int(count), size, asked[rows], barred, self.config.seed)
         return torch.from_numpy(out).to(ids.device)
 
 

@@ -64,7 +64,8 @@ class Dataset(Plugin, ABC):
 
     def labels(self, task: str) -> pd.DataFrame | None:
         """Rows of a task that is not the events themselves: `user`, `id` (external id in the task's space), and any of
-        `value` (1.0), `time` (of the request: only strictly earlier events may be used), `split`. None = its file is absent."""
+        `value` (1.0), `time` (of the request: only strictly earlier events may be used), `until` (when the value was known, where
+        that is later: a split by time trains on none that its test part would tell), `split`. None = its file is absent."""
         return None
 
     def sources(self) -> list[Path]:

@@ -130,11 +130,12 @@ class Labels:
     end: np.ndarray  # [N] int64 absolute event index
     split: np.ndarray | None = None  # [N] int8, where published
     time: np.ndarray | None = None  # [N] int64 request time, where known
+    until: np.ndarray | None = None  # [N] int64 time at which the value is known, where that is later than the request
 
     def take(self, keep: np.ndarray) -> Labels:
         """The rows where `keep` [N] is true (or the rows of an index)."""
-        split, time = (None if column is None else column[keep] for column in (self.split, self.time))
-        return Labels(self.user[keep], self.id[keep], self.value[keep], self.end[keep], split, time)
+        split, time, until = (None if column is None else column[keep] for column in (self.split, self.time, self.until))
+        return Labels(self.user[keep], self.id[keep], self.value[keep], self.end[keep], split, time, until)
 
 
 @dataclass(frozen=True)
@@ -341,7 +342,8 @@ def _labels(table: pd.DataFrame, task: Task, events: Events, vocabulary: Mapping
         end = np.searchsorted(events.owner * span + rank, user * span + np.searchsorted(moments, time))
     value = _numbers(table["value"]) if "value" in table else np.ones(len(table), np.float32)
     split = _split(table["split"], f"labels {task.name!r}") if "split" in table else None
-    labels = Labels(user, vocabulary[task.space].code(external(table["id"])), value, end.astype(np.int64), split, time)
+    until = table["until"].to_numpy(np.int64) if "until" in table else None
+    labels = Labels(user, vocabulary[task.space].code(external(table["id"])), value, end.astype(np.int64), split, time, until)
     return labels.take(np.lexsort((end, user) if time is None else (time, end, user)))
 
 

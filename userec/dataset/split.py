@@ -94,7 +94,8 @@ def divide(coded: Coded, config: SplitConfig) -> Division:
     train_labels = {}
     for task, labels in coded.labels.items():
         parts = _label_parts(name, coded, labels, config, rank)
-        train_labels[task] = _cut(labels.take(parts == 0), events, _horizon(events, train))
+        known = labels.until < _cuts(coded, config)[0] if labels.until is not None and name == "by_time" else True
+        train_labels[task] = _cut(labels.take((parts == 0) & known), events, _horizon(events, train))
         kind = coded.schema.task(task).kind
         questions.update({(split, task): ask_labels(labels.take(parts == number), events, kind) for number, split in _HELD})
     if not any(len(asked) for (split, _), asked in questions.items() if split == "test"):
@@ -135,8 +136,10 @@ def _by_time(coded: Coded, config: SplitConfig, rank: np.ndarray) -> np.ndarray:
 
 
 def _cuts(coded: Coded, config: SplitConfig) -> np.ndarray:
-    """The times at which validation and test begin: [2] int64."""
+    """The times at which validation and test begin: [2] int64. Where labels end before the events do (what was asked last is not
+    known yet), it is the time up to there that is divided, so that every task is tested; later events are of the test part."""
     time = coded.events.fields["time"]
+    time = time[time <= min([time.max(), *(x.time.max() for x in coded.labels.values() if x.time is not None and len(x.time))])]
     last = len(time) - 1
     cuts = [min(round(len(time) * share), last) for share in (1 - config.valid - config.test, 1 - config.test)]
     return np.partition(time, cuts)[cuts]
