@@ -37,32 +37,18 @@ def rank(data_dir: Path) -> dict[str, Any]:
     """Seconds of the evaluator on the test split, and what it ranked."""
     import torch
 
-    from userec.engine.compose import Builder
     from userec.engine.device import choose_matmul
-    from userec.engine.experiment import resolve
-    from userec.engine.session import Host, Run, Session
-    from userec.kernel.dispatch import Kernels
     from userec.registry import load
-    from userec.schema import NEXT
+    from userec.testing import open_session
 
     choose_matmul()
     torch.manual_seed(0)
     registry = load()
     with tempfile.TemporaryDirectory() as folder:
-        coded, division = open_movielens(data_dir, Path(folder))
-        kernels = Kernels(kernel for provided in registry.plugins["kernels"].values() for kernel in provided)
-        said = {
-            "encoder": {"name": "din", **WIDTHS},
-            "dataset": {"name": "movielens-1m"},
-            "split": {"name": "leave_last"},
-            "evaluator": {"ranking": {"minutes": ENOUGH}},
-        }
-        experiment = resolve(said, registry.find("encoders", "din").recipe, NEXT)
-        host = Host(registry.plugins, tell=lambda line: None)
-        about = Run("din", "movielens-1m", experiment, None)
-        build = Builder.of(registry.plugins, coded, kernels, division.train)
-        session = Session(host, about, coded, division, build, torch.device("cpu"))
-        model = session.compose(experiment)
+        coded, _ = open_movielens(data_dir, Path(folder))
+        said = {"encoder": {"name": "din", **WIDTHS}, "split": {"name": "leave_last"}}
+        session = open_session(registry.plugins, coded, {**said, "evaluator": {"ranking": {"minutes": ENOUGH}}})
+        model = session.compose(session.run.experiment)
         model.encoder.begin_task(("next",), "train")
         model.encoder.eval()
         evaluator = session.evaluator(model, "ranking")

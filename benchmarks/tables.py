@@ -119,6 +119,21 @@ def speed(file: Path) -> list[str]:
     return [*lines, "", f"Made by `{kept['command']}` (commit {kept['commit']}, {kept['machine']}); medians.", ""]
 
 
+def walk(file: Path) -> list[str]:
+    """How long a target-aware model takes to rank a catalogue."""
+    kept = json.loads(file.read_text(encoding="utf-8"))
+    widths = f"attention {'-'.join(map(str, kept['encoder']['attention']))}, head {'-'.join(map(str, kept['encoder']['hidden']))}"
+    lines = ["## DIN ranks MovieLens-1M", "", "| what | seconds | goal, at most |", "|---|---|---|"]
+    what = f"{kept['users']:,} users x {kept['items']:,} items, history {kept['encoder']['window']}, {widths}"
+    lines.append(f"| {what} | {kept['seconds']:.0f} | 480, better 240 |")
+    return [
+        *lines,
+        "",
+        f"Made by `{kept['command']}` (commit {kept['commit']}, {kept['machine']}); one run, untrained weights.",
+        "",
+    ]
+
+
 def page() -> str:
     """The whole page."""
     results = HERE / "results"
@@ -127,7 +142,8 @@ def page() -> str:
     lines += quality(runs)
     lines += [line for evaluator in SHOWN for line in judged(runs, evaluator)]
     lines += commands(runs)
-    lines += speed(results / "spine.json") if (results / "spine.json").is_file() else []
+    for name, table in (("spine.json", speed), ("din-ranking.json", walk)):
+        lines += table(results / name) if (results / name).is_file() else []
     return "\n".join(lines).rstrip() + "\n"
 
 

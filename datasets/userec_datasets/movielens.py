@@ -11,6 +11,7 @@ import io
 import zipfile
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from functools import cached_property
 from pathlib import Path
 from typing import IO, Any, Final
 
@@ -61,6 +62,10 @@ class MovieLens1M(Dataset):
 
     def events(self) -> pd.DataFrame:
         """`user`, `item`, `rating` 1..5, `time`."""
+        return self._log
+
+    @cached_property
+    def _log(self) -> pd.DataFrame:  # read once: the task `rating` asks for it too
         return _ratings(self._table("ratings.dat", ["user", "item", "rating", "time"]))
 
     def users(self) -> pd.DataFrame:
@@ -107,6 +112,10 @@ class MovieLens100K(Dataset):
 
     def events(self) -> pd.DataFrame:
         """`user`, `item`, `rating` 1..5, `time`."""
+        return self._log
+
+    @cached_property
+    def _log(self) -> pd.DataFrame:  # read once: the task `rating` asks for it too
         return _ratings(self._table("u.data", "\t", ["user", "item", "rating", "time"]))
 
     def users(self) -> pd.DataFrame:
@@ -165,6 +174,10 @@ class MovieLens25M(Dataset):
 
     def events(self) -> pd.DataFrame:
         """`user`, `item`, `rating` 0.5..5, `time`."""
+        return self._log
+
+    @cached_property
+    def _log(self) -> pd.DataFrame:  # read once: the task `rating` asks for it too
         return _ratings(self._table("ratings.csv", ["user", "item", "rating", "time"]))
 
     def items(self) -> pd.DataFrame:

@@ -51,7 +51,7 @@ class BagOfItems(Encoder):
     def partial_fit(self, batch: Batch) -> None:
         """Count the histories, and those that hold each item."""
         self.histories += (batch.history.lengths > 0).sum()
-        self.documents += (self._counts(batch.history) > 0).sum(0)
+        self.documents += torch.bincount(self._cells(batch.history).unique() % self.dim, minlength=self.dim)
 
     def encode(self, history: History) -> Encoded:
         """The bag of the whole history; items of no real id are in none."""
@@ -63,10 +63,14 @@ class BagOfItems(Encoder):
 
     def _counts(self, history: History) -> Tensor:
         """[B, n] int64"""
+        rows = len(history.user)
+        return torch.bincount(self._cells(history), minlength=rows * self.dim).view(rows, self.dim)
+
+    def _cells(self, history: History) -> Tensor:
+        """[sum L] int64: row * n + item of every event whose item has an id."""
         items = history.events["item"]
         cells = torch.arange(len(items), device=items.device)[:, None] * self.dim + items  # [B, L]
-        taken = cells[history.mask & (items >= FIRST)]
-        return torch.bincount(taken, minlength=len(items) * self.dim).view(len(items), self.dim)
+        return cells[history.mask & (items >= FIRST)]
 
 
 class TfIdf(BagOfItems):

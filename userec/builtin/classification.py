@@ -20,7 +20,7 @@ from userec.evaluator.classes import Judged
 from userec.evaluator.contract import Data, Evaluator, Metric, Split
 from userec.evaluator.embed import Embedder, Matrix
 from userec.evaluator.probe import Probe
-from userec.evaluator.scorer import Scorer
+from userec.evaluator.scorer import Scorer, users_of
 from userec.markers import hookimpl
 from userec.schema import FIRST, PAD, Task, answers
 
@@ -83,7 +83,7 @@ class Classification(Evaluator):
         for batch in scorer.portions(data.batches(split, task.name)):
             scorer.read(batch)
             whole = torch.cat([chunk.clone() for _, chunk in scorer.chunks()], 1)  # [B, K]
-            users.append(_users(batch))
+            users.append(users_of(batch))
             truth.append(_truth(batch))
             scores.append(softmax(whole.double().cpu().numpy(), axis=1))
         return _judged(np.concatenate(users), np.concatenate(truth), np.concatenate(scores)), {"head": "own(softmax)"}
@@ -130,10 +130,6 @@ def _truth(batch: Batch) -> np.ndarray:
     ids = batch.targets.query.ids[:, 0]  # [B, P]
     one = (ids != PAD).sum(1) == 1
     return torch.where(one, ids.amax(1) - FIRST, -1).clamp(min=-1).cpu().numpy()
-
-
-def _users(batch: Batch) -> np.ndarray:
-    return (batch.history.user if batch.users is None else batch.users).cpu().numpy()
 
 
 def _count(task: Task, data: Data) -> int:

@@ -19,9 +19,12 @@ from userec.encoder.contract import Encoder
 from userec.evaluator import binary
 from userec.evaluator.binary import Judged
 from userec.evaluator.contract import Data, Evaluator, Metric, Split
-from userec.evaluator.scorer import Scorer, draw
+from userec.evaluator.scorer import Scorer, draw, users_of
 from userec.markers import hookimpl
 from userec.schema import FIRST
+
+RIGHT = 0.5
+"""A label above it is right; the objective `labelled` draws the same line."""
 
 
 class ClickConfig(Config):
@@ -43,7 +46,8 @@ class Click(Evaluator):
     rows in training was from one half.
 
     ECE has no interval: it is a sum of absolute gaps, to which every resample adds its own noise, so that a percentile interval
-    lies above the value and may leave it out. A row of an id that training does not know has no score and is left out."""
+    lies above the value and may leave it out. An item that occurs in held-out rows alone is scored by its untrained
+    row, and drawn like any other."""
 
     name = "click"
     Config = ClickConfig
@@ -92,24 +96,18 @@ class Click(Evaluator):
         """Every judged candidate with its score; with `drawn` also one negative a positive."""
         size = data.schema.spaces[data.schema.task(task).space]
         scorer = Scorer(encoder, task, split, size)
-        users, scores, right = [np.zeros(0, np.int64)], [np.zeros(0)], [np.zeros(0, bool)]
+        users, scores, right = [np.zeros(0, np.int64)], [np.zeros(0)], [np.zeros(0)]
         for batch in data.batches(split, task):
             scorer.read(batch)
-            query, labels = scorer.targets.query, scorer.targets.labels
-            if query.ids is None or labels is None:
-                raise ValueError("evaluation targets name the judged ids and their labels")
-            ids, values = query.ids[:, 0], labels[:, 0, :, 0]  # [B, P]
-            people = (batch.history.user if batch.users is None else batch.users).cpu().numpy()
+            ids, values = scorer.labelled  # [B, P]
             if drawn:
-                asked = people if batch.ends is None else people + (batch.ends.cpu().numpy() << 32)
+                asked = users_of(batch) + (0 if batch.ends is None else batch.ends.cpu().numpy() << 32)
                 wrong = self._negatives(ids, size, asked)
                 values = torch.cat([values, torch.zeros_like(values).masked_fill(wrong < FIRST, torch.nan)], 1)
                 ids = torch.cat([ids, wrong], 1)
-            known = ((ids >= FIRST) & ~values.isnan()).cpu().numpy()  # [B, P]
-            users.append(np.broadcast_to(people[:, None], known.shape)[known])
-            scores.append(scorer.each(ids).double().cpu().numpy()[known])
-            right.append((values > 0).cpu().numpy()[known])
-        return Judged.of(np.concatenate(users), np.concatenate(scores), np.concatenate(right))
+            for kept, found in zip((users, scores, right), scorer.judged(ids, values), strict=True):
+                kept.append(found)
+        return Judged.of(np.concatenate(users), np.concatenate(scores), np.concatenate(right) > RIGHT)
 
     def _negatives(self, ids: Tensor, size: int, asked: np.ndarray) -> Tensor:
         """[B, P] drawn ids: as many as a row's real `ids` [B, P], none of them; 0 where there are no more. `asked` [B] names the

@@ -20,7 +20,7 @@ from userec.encoder.contract import Encoder
 from userec.evaluator import metrics, statistics
 from userec.evaluator.contract import Data, Evaluator, Metric, Split
 from userec.evaluator.ranks import Ranks, Tally, Tops
-from userec.evaluator.scorer import Scorer, draw
+from userec.evaluator.scorer import Scorer, draw, users_of
 from userec.markers import hookimpl
 from userec.schema import FIRST
 
@@ -97,7 +97,7 @@ class Ranking(Evaluator):
                 ranks, lists = self._rank(scorer, ids[:, 0], seen)
                 found.ranks.append(ranks)
                 found.lists.append(lists)
-            found.users.append(_users(scorer.batch))
+            found.users.append(users_of(scorer.batch))
         told = self._protocol(data, task, size, "users" if kept is None else f"sample({kept} of {total})")
         return [*self._accuracy(found, task, told), *self._beyond(found, data, task, size, told)]
 
@@ -153,7 +153,7 @@ class Ranking(Evaluator):
         known = ids >= FIRST
         row = torch.cat([seen[0], known.nonzero(as_tuple=True)[0]]).cpu().numpy()
         barred = row, torch.cat([seen[1], ids[known]]).cpu().numpy()
-        drawn = torch.from_numpy(draw(self.config.candidates, scorer.size, _users(scorer.batch), barred, self.config.seed))
+        drawn = torch.from_numpy(draw(self.config.candidates, scorer.size, users_of(scorer.batch), barred, self.config.seed))
         drawn = drawn.to(ids.device)  # [B, m]
         scores = scorer.each(torch.cat([ids, drawn], 1))  # [B, P + m]
         tally = Tally(ids, scores[:, : ids.shape[1]])
@@ -166,7 +166,7 @@ class Ranking(Evaluator):
         for batch in data.batches(split, scorer.task):  # no forward pass: only how much there is to do
             probe = batch if probe is None or _work(batch) > _work(probe) else probe  # the heaviest: short ones are all overhead
             work += _work(batch)
-            known.update(_users(batch).tolist())
+            known.update(users_of(batch).tolist())
         if probe is None:
             return None, 0
         started = time.perf_counter()
@@ -222,10 +222,6 @@ class Ranking(Evaluator):
 
 def _tasks(data: Data) -> list[str]:
     return [task.name for task in data.schema.all_tasks if task.kind == "item" and task.name in data.trained]
-
-
-def _users(batch: Batch) -> np.ndarray:
-    return (batch.history.user if batch.users is None else batch.users).cpu().numpy()
 
 
 def _work(batch: Batch) -> int:

@@ -14,7 +14,6 @@ from userec.evaluator import statistics
 from userec.evaluator.contract import Data, Evaluator, Metric, Split
 from userec.evaluator.scorer import Scorer
 from userec.markers import hookimpl
-from userec.schema import FIRST
 
 
 class RatingConfig(Config):
@@ -27,8 +26,8 @@ class RatingConfig(Config):
 class Rating(Evaluator):
     """Root mean squared and mean absolute error over rows, the score taken as the rating, unclipped and unrounded.
 
-    Intervals are over users: one with many ratings is drawn with all of them. A rating of an item that training does not know at
-    all (id 1) has no score and is left out."""
+    Intervals are over users: one with many ratings is drawn with all of them. An item that occurs in held-out ratings alone
+    is predicted by whatever its untrained row gives."""
 
     name = "rating"
     Config = RatingConfig
@@ -62,14 +61,9 @@ class Rating(Evaluator):
         users, errors = [np.zeros(0, np.int64)], [np.zeros(0)]
         for batch in data.batches(split, task):
             scorer.read(batch)
-            query, labels = scorer.targets.query, scorer.targets.labels
-            if query.ids is None or labels is None:
-                raise ValueError("evaluation targets name the judged ids and their labels")
-            ids, values = query.ids[:, 0], labels[:, 0, :, 0]  # [B, P]
-            known = ((ids >= FIRST) & ~values.isnan()).cpu().numpy()
-            people = (batch.history.user if batch.users is None else batch.users).cpu().numpy()
-            users.append(np.broadcast_to(people[:, None], known.shape)[known])
-            errors.append((scorer.each(ids).double() - values.double()).cpu().numpy()[known])
+            people, scores, values = scorer.judged(*scorer.labelled)
+            users.append(people)
+            errors.append(scores - values)
         return np.concatenate(users), np.concatenate(errors)
 
 

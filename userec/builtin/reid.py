@@ -59,8 +59,10 @@ class ReID(Evaluator):
     baselines = (Ref(name="bag_of_items"), Ref(name="tf_idf"))
 
     def refuses(self, encoder: Encoder, data: Data) -> list[str]:
-        """It needs two users with pieces, and times where a gap is asked for."""
+        """It needs an encoder that reads nothing of the user but his events, two users with pieces, and times for a gap."""
         config = self.config
+        if read := sorted(name for name in encoder.reads if name.startswith("profile.")):
+            return [f"asks who a user is; {encoder.name!r} reads {', '.join(read)}, the same in all pieces of a user"]
         if config.gap and "time" not in data.schema.fields:
             return [f"a gap of {config.gap} seconds needs times and the data set has none: leave reid.gap out"]
         found = 0
@@ -131,9 +133,10 @@ class ReID(Evaluator):
     def _values(self, ranks: Ranks, own: np.ndarray, others: np.ndarray) -> np.ndarray:
         """[U, M]: top-k accuracies, MRR, average precision over the whole gallery, area under the curve."""
         ks, whole = self.config.ks, len(own) * own.shape[1]
-        table = metrics.measure(ranks, (*ks, whole))
+        table = metrics.measure(ranks, ks)
+        precision = metrics.average_precision(ranks, whole)
         area = verification.auc(own, others).mean(1)
-        return np.stack([*(table[f"hr@{k}"] for k in ks), table["mrr"], table[f"map@{whole}"], area], 1)
+        return np.stack([*(table[f"hr@{k}"] for k in ks), table["mrr"], precision, area], 1)
 
     def _protocol(self, data: Data, users: int, total: int) -> dict[str, str]:
         """What all metrics share."""

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import json
-import re
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from packaging.utils import canonicalize_name
 from packaging.version import InvalidVersion, Version
 
 from userec.errors import UserError
@@ -56,8 +56,7 @@ def check_made_by(registry: Registry, folder: Path, said: Mapping[str, Any] | No
 def _compare(registry: Registry, by: Mapping[str, str]) -> tuple[str, str]:
     """(why it cannot go on, what to tell), both empty where the very version is installed."""
     name, version = by["distribution"], by.get("version", "?")
-    entries = [entry for entry in registry.installed if entry.answers_to([name])]
-    own = [entry for entry in entries if _canonical(entry.distribution) == _canonical(name)]
+    own = [entry for entry in registry.installed if canonicalize_name(entry.distribution) == canonicalize_name(name)]
     if not own:
         return f"is from {name} {version}, which is not installed: pip install {name}", ""
     now = own[0].version
@@ -67,10 +66,6 @@ def _compare(registry: Registry, by: Mapping[str, str]) -> tuple[str, str]:
     if all(entry.status != "ok" for entry in own):
         return f"is from {name} {version}, which is not loaded: {own[0].reason}", ""
     return "", f"was made with {name} {version}, installed is {now}" if order > 0 else ""
-
-
-def _canonical(name: str) -> str:
-    return re.sub(r"[-_.]+", "-", name).lower()
 
 
 def _order(now: str, made: str) -> int:

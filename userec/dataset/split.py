@@ -221,7 +221,8 @@ def _ask(events: Events, held: np.ndarray, target: Target, rng: np.random.Genera
 
 
 def _label_parts(name: str, coded: Coded, labels: Labels, config: SplitConfig, rank: np.ndarray) -> np.ndarray:
-    """Part of each label [N] int8: as published; where requests have times, by the rule that divides the events; else by user."""
+    """Part of each label [N] int8: as published; where requests have times, by_time and leave_last divide them as they divide the
+    events; else by user."""
     if labels.split is not None:
         return labels.split
     if name == "by_user":

@@ -42,7 +42,10 @@ def latest(folder: Path) -> dict[str, Any] | None:
     written = [*folder.rglob("last.json")] or [*folder.rglob("best.json")]
     if not written:
         return None
-    found: dict[str, Any] = json.loads(max(written, key=lambda file: file.stat().st_mtime_ns).read_text(encoding="utf-8"))
+    try:
+        found: dict[str, Any] = json.loads(max(written, key=lambda file: file.stat().st_mtime_ns).read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return None  # damaged: `load` says so to who needs it
     return found
 
 

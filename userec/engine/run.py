@@ -17,6 +17,7 @@ from userec.dataset import cache
 from userec.dataset.contract import Dataset
 from userec.dataset.events import Coded
 from userec.dataset.split import Division, divide, target_hash
+from userec.engine import checkpoint
 from userec.engine.compose import Builder, Plugins, complete, configure
 from userec.engine.device import choose_matmul, device_of, peak_rss_mb
 from userec.engine.experiment import Experiment, read_file, resolve, to_toml
@@ -26,8 +27,9 @@ from userec.evaluator.contract import Evaluator
 from userec.kernel.dispatch import Kernels
 from userec.report import SCHEMA, write_json, write_per_user
 
-JUDGED = ("evaluators", "evaluator", "slices")
-"""Settings that a resumed run may change: what has been trained stays, and is judged anew."""
+JUDGED = ("evaluators", "slices")
+"""Settings that a resumed run may change: what has been trained stays, and is judged anew. Once training is done, so may the
+settings under `evaluator`: until then validation goes by them."""
 
 PACE = ("checkpoint_seconds",)
 """Settings of `train` that do not touch the result: a resumed run may change them too."""
@@ -65,13 +67,23 @@ def check_folder(out: Path, experiment: Experiment, resume: bool) -> None:
     settings = out / "experiment.toml"
     if resume and not settings.is_file():
         raise UserError(f"--resume: {out} holds no run (no experiment.toml); leave --resume out to start one there")
-    if resume and (differing := [key for key in _differences(read_file(settings), experiment) if key not in JUDGED]):
+    found = checkpoint.latest(out / "checkpoint") or {}
+    free = (*JUDGED, "evaluator") if found.get("progress", {"done": True})["done"] else JUDGED
+    if resume and (differing := [key for key in _differences(read_file(settings), experiment) if key not in free]):
         raise UserError(f"--resume: {settings} was made with other settings ({', '.join(differing)}); use another --out")
     if not resume and out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise UserError(f"--out {out} is not empty; choose another folder, or --resume to go on with the run in it")
     parent = next(path for path in (out, *out.absolute().parents) if path.exists())
     if not parent.is_dir() or not os.access(parent, os.W_OK):
         raise UserError(f"cannot write to --out {out}: {parent} is {'not writable' if parent.is_dir() else 'no folder'}")
+
+
+def check_data(out: Path, session: Session) -> None:
+    """See that the run in `out` was trained on this very data. Raises UserError where it was not."""
+    before = (checkpoint.latest(out / "checkpoint") or {}).get("data", session.fingerprint)
+    if before != session.fingerprint:
+        told = f"({before} then, {session.fingerprint} now)"
+        raise UserError(f"--resume: the run in {out} was trained on other data {told}; use another --out")
 
 
 def _differences(said: Mapping[str, Any], experiment: Experiment) -> list[str]:
@@ -103,6 +115,8 @@ def run(
     session = Session(host, about, coded, division, Builder.of(host.plugins, coded, kernels, division.train), device)
     model = session.compose(experiment)
     evaluators, skipped = choose_evaluators(session, model)
+    if resume:
+        check_data(out, session)
     _write_settings(out, experiment, coded, model)
     write_json(out / "checkpoint" / "made_by.json", session.made_by(experiment))
     load_s = time.perf_counter() - began
@@ -186,7 +200,9 @@ def _write_settings(out: Path, experiment: Experiment, coded: Coded, model: Mode
     """`experiment.toml`, and the external ids of every space that the encoder may meet: they travel with the checkpoint."""
     spaces = [space for space in coded.vocabulary if space != "user" or "user" in model.encoder.reads]
     (out / "checkpoint").mkdir(parents=True, exist_ok=True)
-    (out / "experiment.toml").write_text(to_toml(experiment), encoding="utf-8")
+    part = out / "experiment.toml.part"
+    part.write_text(to_toml(experiment), encoding="utf-8")
+    os.replace(part, out / "experiment.toml")
     write_json(out / "checkpoint" / "vocabulary.json", {space: coded.vocabulary[space].values.tolist() for space in spaces})
 
 

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import time
+import zlib
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +21,7 @@ from userec.config import Ref
 from userec.dataset.data import SplitData
 from userec.dataset.events import Coded
 from userec.dataset.loader import TrainLoader
-from userec.dataset.split import Division
+from userec.dataset.split import Division, target_hash
 from userec.encoder.contract import Encoder, has_scores
 from userec.engine import checkpoint
 from userec.engine.compose import Builder, Describe, Plugins, by_name, check, configure, misfits, trainable
@@ -83,7 +85,12 @@ class View:
         self.data, self.device, self.users = data, device, users
         self.schema = data.schema if task is None else replace(data.schema, tasks=((data.schema.task(task),),))
         self.trained, self.seed, self.odds, self.kept = data.trained, data.seed, data.odds, data.kept
-        self.popularity, self.repeats = data.popularity.to(device), data.repeats
+        self.popularity = data.popularity.to(device)
+
+    @property
+    def repeats(self) -> float:
+        """See `Data`."""
+        return self.data.repeats
 
     def batches(self, split: Split, task: str, users: int | None = None) -> Iterator[Batch]:
         """See `Data`."""
@@ -179,9 +186,18 @@ class Session:
             if trainable(model.encoder):
                 self._train_by_gradient(model, tasks, phase, place, resume)
             else:
-                self._count(model, tasks, place)
+                self._count(model, tasks)
             model.encoder.end_task(tasks, phase)
+            if not trainable(model.encoder):
+                self._keep(model, tasks, place)
         model.encoder.eval()
+
+    @cached_property
+    def fingerprint(self) -> str:
+        """What was trained on and asked for: a resumed run must find the same."""
+        train = self.division.train
+        seen = zlib.crc32(np.ascontiguousarray(train.fields["item"]).tobytes(), zlib.crc32(train.offsets.tobytes()))
+        return f"{target_hash(self.coded, self.division)}-{seen:08x}"
 
     def made_by(self, experiment: Experiment) -> dict[str, Mapping[str, str]]:
         """Who brought the encoder, the objective and the data set: {word: {name, distribution, version}}."""
@@ -217,23 +233,30 @@ class Session:
                 f"no training rows for task {tasks[0]!r}: split {self.division.name!r} left none; choose another --split"
             )
         learner = GradientLearner(encoder, objective, experiment.train, experiment.seed, self.device)
-        about = {"model": model.name, "made_by": self.made_by(experiment), "tasks": list(tasks), "phase": phase}
+        about = {**self._about(model, tasks), "phase": phase}
         validate = self._validation(model, tasks)
         trainer = Trainer(learner, loader, experiment.train, validate, self._notify, folder, about, self.host.shield)
         self.run.total_steps = trainer.total
         model.progress = trainer.fit(resume)
         objective.end_task(encoder, tasks, phase)
 
-    def _count(self, model: Model, tasks: tuple[str, ...], folder: Path | None) -> None:
+    def _count(self, model: Model, tasks: tuple[str, ...]) -> None:
         loader = self.loader(model, tasks, None, 0, model.encoder.reads)
         began = time.perf_counter()
         targets = count(model.encoder, loader.batches(0), self.device)
         model.progress = Progress(epoch=1, targets=targets, seconds=time.perf_counter() - began, done=True)
+
+    def _keep(self, model: Model, tasks: tuple[str, ...], folder: Path | None) -> None:
+        """What counting came to, once the task has ended: a checkpoint `best`."""
         if folder is not None:
             tensors = {f"encoder.{key}": value for key, value in model.encoder.state_dict().items()}
-            about = {"model": model.name, "made_by": self.made_by(model.experiment), "tasks": list(tasks), "step": 0}
             with self.host.shield():
-                checkpoint.save(folder, "best", tensors, about)
+                checkpoint.save(folder, "best", tensors, {**self._about(model, tasks), "step": 0})
+
+    def _about(self, model: Model, tasks: tuple[str, ...]) -> dict[str, Any]:
+        """What every checkpoint says of itself."""
+        made_by = self.made_by(model.experiment)
+        return {"model": model.name, "made_by": made_by, "data": self.fingerprint, "tasks": list(tasks)}
 
     def _notify(self, step: int, total: int, values: dict[str, float]) -> None:
         self.host.notify("userec_progress", run=self.run, step=step, values=values)

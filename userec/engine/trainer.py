@@ -72,11 +72,12 @@ class Trainer:
         if resume:
             self._restore()
         try:
-            self._train()
-        except KeyboardInterrupt:
-            if self.whole:
-                self._save("last")
-            raise
+            try:
+                self._train()
+            except KeyboardInterrupt:
+                if self.whole:
+                    self._save("last")
+                raise
         except DivergedError as error:
             raise DivergedError(f"{error}\n{self._last_good()}") from None
         if self.best:

@@ -1,4 +1,4 @@
-"""User embeddings of a stream of batches, as one matrix; each history is encoded once, whoever asks for it again."""
+"""User embeddings of a stream of batches, as one matrix; a batch whose histories are all known is not encoded again."""
 
 from __future__ import annotations
 

@@ -41,7 +41,7 @@ def measure(ranks: Ranks, ks: Sequence[int]) -> dict[str, np.ndarray]:
             found[f"recall@{k}"] = hits / ranks.targets
             found[f"precision@{k}"] = hits / k
             found[f"ndcg@{k}"] = _ndcg(ranks, k)
-            found[f"map@{k}"] = _average_precision(ranks, k)
+            found[f"map@{k}"] = average_precision(ranks, k)
         found["mrr"] = _reciprocal(ranks)
     return {name: np.where(ranks.targets > 0, values, np.nan) for name, values in found.items()}
 
@@ -76,8 +76,10 @@ def _ndcg(ranks: Ranks, k: int) -> np.ndarray:
     return _total(ranks, gained / ranks.tied) / discounts[np.minimum(ranks.targets, k)]
 
 
-def _average_precision(ranks: Ranks, k: int) -> np.ndarray:
-    """Up to a relevant one at rank t, its tie group of n, stand on average 1 + before + (r-1)(t-above-1)/(n-1) relevant ones."""
+def average_precision(ranks: Ranks, k: int) -> np.ndarray:
+    """Expected average precision over the first k, [N]; 0 where a query has no target.
+
+    Up to a relevant one at rank t, its tie group of n, stand on average 1 + before + (r-1)(t-above-1)/(n-1) relevant ones."""
     harmonic = np.concatenate([[0.0], np.cumsum(1 / np.arange(1, k + 1))])  # [k + 1]
     start, end = np.minimum(ranks.above, k), np.minimum(ranks.above + ranks.tied, k)
     mates = (ranks.relevant - 1) / np.maximum(ranks.tied - 1, 1)

@@ -111,6 +111,20 @@ class Scorer:
         parts = [self._score(part[:, None]) for part in functional.pad(ids, (0, -count % width)).split(width, 1)]
         return self._checked(torch.cat(parts, 1)[:, :count].masked_fill(ids < FIRST, 0.0))
 
+    @property
+    def labelled(self) -> tuple[Tensor, Tensor]:
+        """(ids, values), [B, P] each: what the batch's targets judge, and how."""
+        ids, labels = self.targets.query.ids, self.targets.labels
+        if ids is None or labels is None:
+            raise ValueError("evaluation targets name the judged ids and their labels")
+        return ids[:, 0], labels[:, 0, :, 0]
+
+    def judged(self, ids: Tensor, values: Tensor) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """(user [N], score [N] float64, value [N]) of each row's own `ids` [B, K] whose value, [B, K], is not NaN."""
+        known = ((ids >= FIRST) & ~values.isnan()).cpu().numpy()
+        users = np.broadcast_to(users_of(self.batch)[:, None], known.shape)
+        return users[known], self.each(ids).double().cpu().numpy()[known], values.double().cpu().numpy()[known]
+
     def _span(self, first: int, last: int) -> Tensor:
         """[B, last - first]"""
         if self.weight is not None:
@@ -158,6 +172,11 @@ class Scorer:
                 " they cannot be ranked; lower train.lr, set train.clip_norm, or check its input for missing values"
             )
         return scores
+
+
+def users_of(batch: Batch) -> np.ndarray:
+    """The user of each row, [B] int64, by coded row; by id where the batch does not say where it was cut from."""
+    return (batch.history.user if batch.users is None else batch.users).cpu().numpy()
 
 
 def _filled(count: int) -> int:

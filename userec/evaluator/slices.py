@@ -22,7 +22,7 @@ COLD = 10
 HEAD = 0.2
 """Share of the other users, the most active, that is the head."""
 
-MOST = 20
+MOST = 50
 """Values of a profile field that become slices, the most frequent."""
 
 QUARTERS = (0, 0.25, 0.5, 0.75, 1)
@@ -105,9 +105,20 @@ def restrict(metric: Metric, part: Slice, seed: int) -> Metric | None:
     whole, places = metric.measure, np.flatnonzero(inside)
 
     def measure(weights: np.ndarray) -> np.ndarray:
-        wide = np.zeros((len(weights), len(inside)))
-        wide[:, places] = weights
-        return whole(wide)
+        return np.concatenate([whole(_widened(part, places, len(inside))) for part in _portions(weights, len(inside))])
 
-    low, high = statistics.bounds(measure, n, seed)
+    low, high = statistics.bounds(measure, n, seed, work=len(inside))
     return replace(alike, value=float(measure(np.ones((1, n)))[0]), low=low, high=high)
+
+
+def _portions(weights: np.ndarray, users: int) -> list[np.ndarray]:
+    """`weights` [R, n] in so few rows each that all `users` fit beside them."""
+    step = max(statistics.DRAWS // users, 1)
+    return [weights[start : start + step] for start in range(0, len(weights), step)]
+
+
+def _widened(weights: np.ndarray, places: np.ndarray, users: int) -> np.ndarray:
+    """`weights` [R, n] of the users at `places` [n] as weights of all `users`, [R, U]."""
+    wide = np.zeros((len(weights), users))
+    wide[:, places] = weights
+    return wide

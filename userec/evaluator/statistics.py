@@ -48,9 +48,9 @@ def intervals(values: np.ndarray, seed: int = 0, resamples: int = RESAMPLES) -> 
     return low, high
 
 
-def bounds(measure: Measure, users: int, seed: int = 0) -> tuple[float, float]:
+def bounds(measure: Measure, users: int, seed: int = 0, work: int | None = None) -> tuple[float, float]:
     """Percentile bootstrap interval over users of any number; resamples without a value are left out, NaN if all are."""
-    resamples = min(RESAMPLES, max(100, WORK // max(users, 1)))
+    resamples = min(RESAMPLES, max(100, WORK // max(users, work or 0, 1)))
     found = np.concatenate([measure(times) for times in draws(users, seed, resamples)]) if users else np.zeros(0)
     found = found[~np.isnan(found)]
     if not len(found):

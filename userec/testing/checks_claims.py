@@ -85,14 +85,16 @@ def check_any_position(subject: Subject) -> None:
 
 
 def check_user_embedding(subject: Subject) -> None:
-    """EMBED_USER: `encoded.user` [B, D] is set, finite, and differs between users, unless all get the same scores (a floor)."""
+    """EMBED_USER: `encoded.user` [B, D] is set, finite, and differs between users; a floor, which counts and scores
+    all alike, need not."""
     encoder = subject.fitted()
     history = subject.history(shortest=1)
     encoded, scores = scored(encoder, history, some_ids(subject.schema))
     shape(subject.name, "encoded.user", encoded.user, (len(history.user), encoder.dim), "[B, D]")
     assert encoded.user is not None
     finite(subject.name, "encoded.user", encoded.user, "EMBED_USER")
-    impersonal = has_scores(encoder) and torch.equal(scores, scores[:1].expand_as(scores))
+    floor = Can.GRADIENT not in encoder.offers and has_scores(encoder)
+    impersonal = floor and torch.equal(scores, scores[:1].expand_as(scores))
     holds(
         impersonal or encoded.user.std(0).max() > 0,
         f"{subject.name}: encoded.user is the same for users of different histories: EMBED_USER",
@@ -195,16 +197,20 @@ def check_gradient_flows(subject: Subject) -> None:
 
 
 def check_counting(subject: Subject) -> None:
-    """Without GRADIENT: rows counted in halves, in either order, equal the whole; and counting changes the scores of one
-    that keeps anything. An encoder that only embeds may have nothing to learn."""
+    """Without GRADIENT: rows counted in halves, in either order, equal the whole; and counting changes what one that keeps
+    anything gives: its scores, or its embeddings where it only embeds."""
     history, ids = subject.history(rows=8, shortest=2), some_ids(subject.schema)
     halves = [rows_of(history, index) for index in torch.arange(8).chunk(2)]
+
+    def given(encoder: Encoder) -> Any:
+        encoded, scores = scored(encoder, history, ids)
+        return scores if has_scores(encoder) else encoded.user
+
     results: list[Any] = []
     for batches in ([history], halves, halves[::-1]):
         encoder = subject.fresh()
         count(encoder, batches, subject.schema)
-        encoded, scores = scored(encoder.eval(), history, ids)
-        results.append(scores if has_scores(encoder) else encoded.user)
+        results.append(given(encoder.eval()))
     same(
         subject.name,
         "scores change when rows are counted in two batches",
@@ -219,11 +225,10 @@ def check_counting(subject: Subject) -> None:
         results[0],
         "order dependence in partial_fit",
     )
-    blank = scored(subject.fresh(), history, ids)[1]
-    keeps = has_scores(encoder) and bool(subject.fresh().state_dict())
+    blank = subject.fresh()
     holds(
-        not keeps or not torch.equal(blank, results[0]),
-        f"{subject.name}: partial_fit leaves the scores as they were: it does not learn",
+        not blank.state_dict() or not torch.equal(given(blank), results[0]),
+        f"{subject.name}: partial_fit leaves what it gives as it was: it does not learn",
     )
 
 

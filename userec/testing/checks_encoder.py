@@ -32,7 +32,7 @@ def some_ids(schema: Schema, rows: int = 1, queries: int = 1, count: int = 6, se
 @torch.no_grad()
 def scored(encoder: Encoder, history: History, ids: Tensor | None, at: Tensor | None = None) -> tuple[Encoded, Tensor]:
     """(encoded, scores [B, Q, C, A]) of the question after each row's last event, or at `at` [B, Q]. An encoder that only embeds
-    (`answers` is False) scores no candidate: C is 0."""
+    (`has_scores` is false) scores no candidate: C is 0."""
     encoded = encoder.encode(history)
     if not has_scores(encoder):
         return encoded, encoded.tokens.new_zeros(len(history.user), 1, 0, 1)

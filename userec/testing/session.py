@@ -17,12 +17,12 @@ from userec.kernel.dispatch import Kernels
 from userec.testing.build import kernels_of
 
 
-def silent(line: str) -> None:
+def unheard(line: str) -> None:
     """Nobody reads along."""
 
 
 def open_session(
-    plugins: Mapping[str, Mapping[str, Any]], coded: Coded, said: Mapping[str, Any], tell: Callable[[str], None] = silent
+    plugins: Mapping[str, Mapping[str, Any]], coded: Coded, said: Mapping[str, Any], tell: Callable[[str], None] = unheard
 ) -> Session:
     """The session of an experiment over coded data; `said` lacks only the data set: {"encoder": {"name": "markov"}}.
 
