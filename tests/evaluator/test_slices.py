@@ -12,7 +12,7 @@ import pytest
 from userec.dataset.events import Coded, Events, Vocabulary
 from userec.dataset.split import Division, SplitConfig
 from userec.errors import UserError
-from userec.evaluator import roc, statistics
+from userec.evaluator import roc, slices, statistics
 from userec.evaluator.contract import Metric
 from userec.evaluator.slices import Slice, restrict, slices_of
 from userec.schema import NEXT, Field, Schema
@@ -70,7 +70,8 @@ def test_a_profile_field_has_a_slice_each_value_and_none_for_the_unknown() -> No
     assert parts[0].rule == "profile.job=a"
 
 
-def test_of_many_values_the_most_frequent_are_kept() -> None:
+def test_of_many_values_the_most_frequent_are_kept(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(slices, "MOST", 20)
     column = np.repeat(np.arange(2, 27), np.r_[np.ones(5, int), np.full(20, 2)]).astype(np.int32)  # a..e once
     parts = slices_of(["profile.job"], *divided([1] * len(column), {"profile.job": column}))
     assert [part.name[-1] for part in parts] == list("fghijklmnopqrstuvwxy")

@@ -45,13 +45,15 @@ class BagOfItems(Encoder):
         self.dim = build.schema.spaces["item"]
         self.histories: Tensor
         self.documents: Tensor
-        self.register_buffer("histories", torch.zeros((), dtype=torch.int64))
-        self.register_buffer("documents", torch.zeros(self.dim, dtype=torch.int64))  # [n] histories that hold the item
+        if config.idf:
+            self.register_buffer("histories", torch.zeros((), dtype=torch.int64))
+            self.register_buffer("documents", torch.zeros(self.dim, dtype=torch.int64))  # [n] histories that hold the item
 
     def partial_fit(self, batch: Batch) -> None:
-        """Count the histories, and those that hold each item."""
-        self.histories += (batch.history.lengths > 0).sum()
-        self.documents += torch.bincount(self._cells(batch.history).unique() % self.dim, minlength=self.dim)
+        """Count the histories, and those that hold each item; a plain bag has nothing to learn."""
+        if self.config.idf:
+            self.histories += (batch.history.lengths > 0).sum()
+            self.documents += torch.bincount(self._cells(batch.history).unique() % self.dim, minlength=self.dim)
 
     def encode(self, history: History) -> Encoded:
         """The bag of the whole history; items of no real id are in none."""

@@ -96,7 +96,7 @@ class Click(Evaluator):
         """Every judged candidate with its score; with `drawn` also one negative a positive."""
         size = data.schema.spaces[data.schema.task(task).space]
         scorer = Scorer(encoder, task, split, size)
-        users, scores, right = [np.zeros(0, np.int64)], [np.zeros(0)], [np.zeros(0)]
+        users, scores, right = [np.zeros(0, np.int64)], [np.zeros(0)], [np.zeros(0, bool)]
         for batch in data.batches(split, task):
             scorer.read(batch)
             ids, values = scorer.labelled  # [B, P]
@@ -105,9 +105,11 @@ class Click(Evaluator):
                 wrong = self._negatives(ids, size, asked)
                 values = torch.cat([values, torch.zeros_like(values).masked_fill(wrong < FIRST, torch.nan)], 1)
                 ids = torch.cat([ids, wrong], 1)
-            for kept, found in zip((users, scores, right), scorer.judged(ids, values), strict=True):
-                kept.append(found)
-        return Judged.of(np.concatenate(users), np.concatenate(scores), np.concatenate(right) > RIGHT)
+            people, found, labels = scorer.judged(ids, values)
+            users.append(people)
+            scores.append(found)
+            right.append(labels > RIGHT)
+        return Judged.of(np.concatenate(users), np.concatenate(scores), np.concatenate(right))
 
     def _negatives(self, ids: Tensor, size: int, asked: np.ndarray) -> Tensor:
         """[B, P] drawn ids: as many as a row's real `ids` [B, P], none of them; 0 where there are no more. `asked` [B] names the
