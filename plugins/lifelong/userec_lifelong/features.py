@@ -1,4 +1,4 @@
-"""What TWIN knows of an event: inherent features, which are the item's, and cross features, which the user brought about."""
+"""What TWIN knows of an event beside its item's inherent features: cross features, which the user brought about."""
 
 from __future__ import annotations
 
@@ -9,7 +9,6 @@ from torch import Tensor, nn
 
 from userec.batch import History, Query, gather_positions
 from userec.encoder.contract import Build
-from userec.schema import PAD
 
 BUCKETS: Final = 40
 """Log2 buckets of a distance in events or an age in seconds: 2^39 s is 17,000 years."""
@@ -18,33 +17,6 @@ BUCKETS: Final = 40
 def log_bucket(x: Tensor) -> Tensor:
     """0 for x <= 0, then one bucket a doubling: 1, 2-3, 4-7, ..."""
     return torch.log2(x.clamp(min=0).double() + 1).ceil().long().clamp(max=BUCKETS - 1)
-
-
-class Inherent(nn.Module):
-    """Item ids [...] -> [..., width]: the id's embedding, times sqrt(dim) so that dot products move at once, and the item's side
-    features (`item.X` ids of the catalogue; the mean where an item has several)."""
-
-    def __init__(self, build: Build, dim: int, side: int) -> None:
-        super().__init__()
-        self.scale = dim**0.5
-        self.items = build.table("item", dim)
-        fields = build.schema.fields
-        catalog = build.catalog.get("item", {})
-        self.sides = tuple(sorted(name for name in catalog if name in fields and fields[name].kind == "id"))
-        self.side_tables = nn.ModuleList(build.table(fields[name].space, side) for name in self.sides)
-        for index, name in enumerate(self.sides):
-            column = torch.as_tensor(catalog[name]).long()
-            self.register_buffer(f"side_{index}", column.reshape(len(column), -1), persistent=False)  # [n, P]
-        self.width = dim + side * len(self.sides)
-
-    def forward(self, ids: Tensor) -> Tensor:
-        """Zeros at padding."""
-        parts = [self.items(ids) * self.scale]
-        for index, table in enumerate(self.side_tables):
-            values = self.get_buffer(f"side_{index}")[ids]  # [..., P]
-            count = (values != PAD).sum(-1, keepdim=True).clamp(min=1)
-            parts.append(table(values).sum(-2) * self.scale / count)
-        return torch.cat(parts, -1)
 
 
 def _bucket_table(width: int) -> nn.Embedding:

@@ -14,9 +14,10 @@ from userec.batch import Encoded, History, Query, gather_positions
 from userec.capability import Can
 from userec.config import Config
 from userec.encoder.blocks.heads import Heads
+from userec.encoder.blocks.item_features import ItemFeatures
 from userec.encoder.contract import Build, Encoder
 from userec_lifelong.attention import TargetAttention
-from userec_lifelong.features import Cross, Inherent
+from userec_lifelong.features import Cross
 
 CELLS: Final = 2**22
 """Scores (questions x heads x candidates x events) held at once where no gradient is asked for: 16 MiB."""
@@ -103,7 +104,7 @@ class TWIN(Encoder):
     def __init__(self, config: Config, build: Build) -> None:
         super().__init__(config, build)
         self.schema = build.schema
-        self.inherent = Inherent(build, config.dim, config.side)
+        self.inherent = ItemFeatures(build, config.dim, config.side)
         self.labels = Heads(build, self.inherent.width)
         self.cross = Cross(build, config.cross)
         self.reads = frozenset({"item", *self.inherent.sides}) | self.cross.reads

@@ -13,11 +13,12 @@ from userec.batch import Encoded, History, Query, gather_positions
 from userec.capability import Can
 from userec.config import Config
 from userec.encoder.blocks.heads import Heads
+from userec.encoder.blocks.item_features import ItemFeatures
 from userec.encoder.contract import Build, Encoder
 from userec.schema import PAD
 from userec_target_attention.activations import Activation, settled
 from userec_target_attention.attention import LocalActivation
-from userec_target_attention.features import ItemFeatures
+from userec_target_attention.features import RECIPE, PenalisedItems
 from userec_target_attention.network import PairNetwork
 
 CELLS: Final = 2**22
@@ -39,15 +40,8 @@ class DIN(Encoder):
     fidelity = "paper"
     offers = Can.GRADIENT | Can.CAUSAL | Can.ANY_POSITION | Can.EMBED_USER
     recipe: ClassVar[Mapping[str, Any]] = {
-        "objective": {
-            "item": {"name": "next_item", "positions": 8, "negatives": 4, "price": "bce"},
-            "label": {"name": "labelled", "price": "bce", "negatives": 4},
-            "click": {"name": "labelled", "price": "bce"},
-            "rating": {"name": "labelled", "price": "squared"},
-        },
-        "monitor": {"item": "click/auc"},  # a walk over a large catalogue costs more than an epoch
-        "train": {"optimizer": "adam", "lr": 3e-3, "epochs": 12, "patience": 3},
-        "batch": {"rows": 32, "windows": "last", "eval_rows": 8192, "eval_tokens": 2**19},  # the more users, the more they share
+        **RECIPE,
+        "batch": {**RECIPE["batch"], "eval_rows": 8192, "eval_tokens": 2**19},  # the more users, the more they share
     }
 
     class Config(Config):
@@ -75,7 +69,7 @@ class DIN(Encoder):
 
     def __init__(self, config: Config, build: Build) -> None:
         super().__init__(config, build)
-        self.items = ItemFeatures(build, config.dim, config.side, penalised=config.l2 > 0)
+        self.items = (PenalisedItems if config.l2 else ItemFeatures)(build, config.dim, config.side)
         self.spaces = {task.name: task.space for task in build.schema.all_tasks}
         self.dim = self.items.width
         self.labels = Heads(build, self.dim)

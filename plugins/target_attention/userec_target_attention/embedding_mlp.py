@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Any, ClassVar
-
 import torch
 from pydantic import Field as Setting
 from torch import Tensor
@@ -13,10 +10,11 @@ from userec.batch import Encoded, History, Query, gather_positions
 from userec.capability import Can
 from userec.config import Config
 from userec.encoder.blocks.heads import Heads
+from userec.encoder.blocks.item_features import ItemFeatures
 from userec.encoder.contract import Build, Encoder
 from userec.schema import PAD
 from userec_target_attention.activations import Activation
-from userec_target_attention.features import ItemFeatures
+from userec_target_attention.features import RECIPE
 from userec_target_attention.network import PairNetwork
 
 
@@ -29,17 +27,7 @@ class EmbeddingMLP(Encoder):
     name = "embedding_mlp"
     fidelity = "paper"
     offers = Can.GRADIENT | Can.CAUSAL | Can.ANY_POSITION | Can.EMBED_USER
-    recipe: ClassVar[Mapping[str, Any]] = {
-        "objective": {
-            "item": {"name": "next_item", "positions": 8, "negatives": 4, "price": "bce"},
-            "label": {"name": "labelled", "price": "bce", "negatives": 4},
-            "click": {"name": "labelled", "price": "bce"},
-            "rating": {"name": "labelled", "price": "squared"},
-        },
-        "monitor": {"item": "click/auc"},  # a walk over a large catalogue costs more than an epoch
-        "train": {"optimizer": "adam", "lr": 3e-3, "epochs": 12, "patience": 3},
-        "batch": {"rows": 32, "windows": "last"},
-    }
+    recipe = RECIPE
 
     class Config(Config):
         """Sizes."""
@@ -57,7 +45,7 @@ class EmbeddingMLP(Encoder):
 
     def __init__(self, config: Config, build: Build) -> None:
         super().__init__(config, build)
-        self.items = ItemFeatures(build, config.dim, config.side, penalised=False)
+        self.items = ItemFeatures(build, config.dim, config.side)
         self.dim = self.items.width
         self.labels = Heads(build, self.dim)
         self.reads = frozenset({"item", *self.items.sides})

@@ -1,44 +1,36 @@
-"""What an item is to these models: its id, and the side features that are ids."""
+"""The mini-batch-aware L2 of DIN, and what its models are trained with."""
 
 from __future__ import annotations
+
+from typing import Any, Final
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
+from userec.encoder.blocks.item_features import ItemFeatures
 from userec.encoder.contract import Build
-from userec.schema import PAD
+
+RECIPE: Final[dict[str, Any]] = {
+    "objective": {
+        "item": {"name": "next_item", "positions": 8, "negatives": 4, "price": "bce"},
+        "label": {"name": "labelled", "price": "bce", "negatives": 4},
+        "click": {"name": "labelled", "price": "bce"},
+        "rating": {"name": "labelled", "price": "squared"},
+    },
+    "monitor": {"item": "click/auc"},  # a walk over a large catalogue costs more than an epoch
+    "train": {"optimizer": "adam", "lr": 3e-3, "epochs": 12, "patience": 3},
+    "batch": {"rows": 32, "windows": "last"},
+}
 
 
-class ItemFeatures(nn.Module):
-    """Item ids [...] -> [..., width]: the id's embedding beside those of its side features (`item.X` ids of the catalogue; the
-    mean where an item has several), all times sqrt(dim) so that products move at once. Zeros at padding.
-
-    With `penalised`, the mini-batch-aware L2 of Zhou et al. (KDD 2018), section 5.2: in each step only the parameters of ids
+class PenalisedItems(ItemFeatures):
+    """Item features with the mini-batch-aware L2 of Zhou et al. (KDD 2018), section 5.2: in each step only the parameters of ids
     that the batch touches are penalised, each by 1 / n_j, n_j its occurrences in the training events."""
 
-    def __init__(self, build: Build, dim: int, side: int, penalised: bool) -> None:
-        super().__init__()
-        self.scale = dim**0.5
-        self.items = build.table("item", dim)
-        fields, catalog = build.schema.fields, build.catalog.get("item", {})
-        self.sides = tuple(sorted(name for name in catalog if name in fields and fields[name].kind == "id"))
-        self.side_tables = nn.ModuleList(build.table(fields[name].space, side) for name in self.sides)
-        for index, name in enumerate(self.sides):
-            column = torch.as_tensor(catalog[name]).long()
-            self.register_buffer(f"side_{index}", column.reshape(len(column), -1), persistent=False)  # [n, P]
-        self.width = dim + side * len(self.sides)
-        if penalised:
-            self._count(build)
-
-    def forward(self, ids: Tensor) -> Tensor:
-        """[..., width]."""
-        parts = [self.items(ids) * self.scale]
-        for index, table in enumerate(self.side_tables):
-            values = self.get_buffer(f"side_{index}")[ids]  # [..., P]
-            count = (values != PAD).sum(-1, keepdim=True).clamp(min=1)
-            parts.append(table(values).sum(-2) * self.scale / count)
-        return torch.cat(parts, -1)
+    def __init__(self, build: Build, dim: int, side: int) -> None:
+        super().__init__(build, dim, side)
+        self._count(build)
 
     def penalty(self, ids: Tensor) -> Tensor:
         """Half the sum of ||w_j||^2 / n_j over the distinct ids j among the item `ids`, and over those of their side features."""
