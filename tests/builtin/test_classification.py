@@ -189,15 +189,18 @@ def test_the_size_of_batches_moves_nothing(rows: int, coded: Coded, division: Di
         assert (found[name].low, found[name].high) == pytest.approx((metric.low, metric.high), abs=1e-6)
 
 
-def test_valid_and_test_share_a_probe_and_an_encoder_trained_further_gets_a_new_one(coded: Coded, division: Division) -> None:
-    encoder = made(BagOfItems, coded)
-    data = data_of(coded, division, encoder)
+def test_valid_and_test_share_a_probe_and_what_was_kept_is_cleared_with_the_weights(coded: Coded, division: Division) -> None:
+    encoder = made(Dot, coded)
+    data = data_of(coded, division, encoder, "next")
     judge(encoder, data, "valid")
     first = data.kept["classification"]
     judge(encoder, data, "test")
     assert data.kept["classification"] is first
-    judge(encoder, data, "valid")
+    data.kept.clear()  # as a session does between validations
+    encoder.items.weight.data.normal_(generator=torch.Generator().manual_seed(1))  # type: ignore[union-attr,operator]
+    found, fresh = judge(encoder, data, "valid"), judge(encoder, data_of(coded, division, encoder, "next"), "valid")
     assert data.kept["classification"] is not first
+    assert {name: metric.value for name, metric in found.items()} == {name: metric.value for name, metric in fresh.items()}
     asked = made(Dot, coded)
     asked.reads = frozenset({"item", "asked.time"})
     data = data_of(coded, division, asked, "next")

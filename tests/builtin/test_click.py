@@ -148,6 +148,19 @@ def test_negatives_do_not_depend_on_the_batch(coded: Coded, encoder: Fixed, targ
     assert rows(64, seed=1) != rows(64)
 
 
+def test_another_question_of_the_same_user_draws_anew(coded: Coded) -> None:
+    found, division = data(coded, "next", target="successive")
+    item = np.arange(coded.schema.spaces["item"], dtype=np.float32)
+    encoder = Fixed(np.tile(item, (coded.schema.spaces["user"], 1)))  # the score is the id
+    rows = Click(Click.Config(), None)._rows(encoder, found, "test", "next", True)
+    asked = np.bincount(division.questions["test", "next"].user)
+    assert asked.max() > 5
+    for user in np.flatnonzero(asked > 5):
+        wrong = rows.scores[(rows.users[rows.unit] == user) & ~rows.right]
+        assert len(wrong) == asked[user]
+        assert len(set(wrong)) > 2, "one draw for all questions would give two at most: another where the first is the answer"
+
+
 def test_the_interval_is_over_users_and_slices_follow(coded: Coded, encoder: Fixed) -> None:
     metrics = measured(encoder, data(coded, "click")[0])
     members = np.zeros(coded.events.users, bool)

@@ -3,11 +3,13 @@
 import json
 import os
 import shlex
+import shutil
 import signal
 import subprocess
 import sys
 import threading
 import time
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -18,27 +20,36 @@ from typer.testing import CliRunner
 from userec.cli.interrupt import Interrupts
 from userec.cli.main import app
 from userec.engine import checkpoint
+from userec.engine.trainer import Trainer
 
-PATIENCE = 120.0
+PATIENCE = 300.0
 """Seconds until a test gives a run up; nothing is timed."""
 
 SMALL = {"encoder.dim": "8", "encoder.layers": "1", "encoder.window": "20", "batch.rows": "16", "train.checkpoint_seconds": "0"}
 
 
-def words_of(**more):
+def words_of(dataset="movielens-100k@sample", **more):
     said = {**SMALL, "train.monitor": "ranking/ndcg@10", "evaluator.ranking.ks": "[10]", **more}
     settings = [word for key, value in said.items() for word in ("--set", f"{key}={value}")]
-    return ["--model", "sasrec", "--dataset", "movielens-100k@sample", "--evaluator", "ranking", "--seed", "5", *settings]
+    return ["--model", "sasrec", "--dataset", str(dataset), "--evaluator", "ranking", "--seed", "5", *settings]
 
 
-def defaults():
-    """Signals as a terminal gives them, whatever started these tests."""
-    for one in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(one, signal.SIG_DFL)
+@pytest.fixture(autouse=True, scope="module")
+def one_thread():
+    """Sums of several threads may be rounded otherwise: weights are compared to the last bit, so all is computed by one."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
 
 
 BRAKE = """
+import signal
 import time
+
+signal.signal(signal.SIGINT, signal.default_int_handler)  # as a terminal gives them, whatever started these tests
+signal.signal(signal.SIGTERM, signal.SIG_DFL)
+
 from userec.cli.main import main
 from userec.engine.trainer import Trainer
 
@@ -55,11 +66,17 @@ main()
 """`userec`, which stands still at step 150: a run that is too fast for its killer waits for him there."""
 
 
+@contextmanager
 def begin(*words, cwd):
+    """A run in a process of its own, which does not outlive the block."""
     env = {**os.environ, "OMP_NUM_THREADS": "1"}
     command = [sys.executable, "-c", BRAKE, "run", *map(str, words)]
     pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
-    return subprocess.Popen(command, cwd=cwd, env=env, preexec_fn=defaults, **pipes)
+    with subprocess.Popen(command, cwd=cwd, env=env, **pipes) as process:
+        try:
+            yield process
+        finally:
+            process.kill()  # nothing where it has ended
 
 
 def end(process):
@@ -125,10 +142,10 @@ def whole(tmp_path_factory):
 
 def test_a_run_killed_in_mid_epoch_ends_as_if_nothing_had_been(whole, tmp_path):
     out = tmp_path / "out"
-    process = begin(*EPOCHS, "--out", out, cwd=tmp_path)
-    wait_for(process, lambda: standing(out)[0] > 70 and standing(out)[1] > 0)
-    process.send_signal(signal.SIGKILL)
-    assert end(process)[0] == -signal.SIGKILL
+    with begin(*EPOCHS, "--out", out, cwd=tmp_path) as process:
+        wait_for(process, lambda: standing(out)[0] > 70 and standing(out)[1] > 0)
+        process.send_signal(signal.SIGKILL)
+        assert end(process)[0] == -signal.SIGKILL
     assert not (out / "report.json").exists()
     step, position, done = standing(out)
     assert (step > 70, done) == (True, False), (step, position)
@@ -143,10 +160,10 @@ def test_a_run_killed_in_mid_epoch_ends_as_if_nothing_had_been(whole, tmp_path):
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)], ids=["Ctrl-C", "SIGTERM"])
 def test_an_interrupted_run_is_kept_and_says_how_to_go_on(number, code, whole, tmp_path, monkeypatch):
     out = tmp_path / "an out"
-    process = begin(*EPOCHS, "--out", out.name, cwd=tmp_path)
-    wait_for(process, lambda: standing(out)[0] > 10)
-    process.send_signal(number)
-    returncode, _, err = end(process)
+    with begin(*EPOCHS, "--out", out.name, cwd=tmp_path) as process:
+        wait_for(process, lambda: standing(out)[0] > 10)
+        process.send_signal(number)
+        returncode, _, err = end(process)
     assert returncode == code, err
     assert "Traceback" not in err
     step, _, done = standing(out)
@@ -346,13 +363,21 @@ def test_weights_that_run_away_are_neither_kept_nor_judged(tmp_path):
         assert found is None or all(torch.isfinite(tensor).all() for tensor in found[0].values())
 
 
-@pytest.fixture
-def made(tmp_path):
-    """A small run, and a way to rewrite who made its encoder."""
-    out = tmp_path / "made"
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory):
+    """A small run, and the words that it was started with."""
+    out = tmp_path_factory.mktemp("finished") / "out"
     words = words_of(**{"train.steps": "4"})
     done = call(*words, "--out", out)
     assert done.exit_code == 0, done.output
+    return out, words
+
+
+@pytest.fixture
+def made(finished, tmp_path):
+    """A copy of the small run, and a way to rewrite who made its encoder."""
+    whole, words = finished
+    out = Path(shutil.copytree(whole, tmp_path / "made"))
     file = out / "checkpoint" / "made_by.json"
     by = json.loads(file.read_text())
 
@@ -376,10 +401,10 @@ def test_a_checkpoint_knows_who_made_it(made):
 def test_a_plugin_that_is_gone_or_older_is_told_with_the_way_out(made, tmp_path):
     out, words, by, rewrite = made
     now = by["encoder"]["version"]
-    din = {"name": "din", "distribution": "userec-target-attention", "version": "0.1.0"}
-    gone = "is from userec-target-attention 0.1.0, which is not installed: pip install userec-target-attention"
+    other = {"name": "gone", "distribution": "userec-gone", "version": "0.1.0"}
+    gone = "is from userec-gone 0.1.0, which is not installed: pip install userec-gone"
     older = f"was made with userec-transformer 99.0, installed is {now}: pip install -U 'userec-transformer>=99.0'"
-    told = {f"encoder 'din' of {out} {gone}": din, f"encoder 'sasrec' of {out} {older}": {"version": "99.0"}}
+    told = {f"encoder 'gone' of {out} {gone}": other, f"encoder 'sasrec' of {out} {older}": {"version": "99.0"}}
     for line, values in told.items():
         rewrite(**values)
         done = call(*words, "--out", out, "--resume")
@@ -414,3 +439,63 @@ def test_a_damaged_note_of_the_makers_is_told(made):
     (out / "checkpoint" / "made_by.json").write_text("{")
     done = call(*words, "--out", out, "--resume")
     assert (done.exit_code, "made_by.json cannot be read" in done.stderr) == (2, True)
+
+
+def cut(*words):
+    """A run in this process that Ctrl-C ends after step 4."""
+    step = Trainer._step
+
+    def interrupted(self, batches):
+        if self.progress.step == 4:
+            raise KeyboardInterrupt
+        return step(self, batches)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Trainer, "_step", interrupted)
+        done = call(*words)
+    assert done.exit_code == 130, done.output
+
+
+def plays(swapped=False):
+    """A csv of 40 users who walk round a circle of 12 songs; `swapped`: one of them begins with the second."""
+    rows = [[user, (user + step) % 12, 1_000 * step + user] for user in range(40) for step in range(8)]
+    if swapped:
+        rows[0][1], rows[1][1] = rows[1][1], rows[0][1]
+    return "\n".join(["user,item,time", *(",".join(map(str, row)) for row in rows)])
+
+
+def test_a_run_does_not_go_on_with_other_data(tmp_path):
+    """Other data of the same size, with the same questions: it would fit, and the report would say nothing."""
+    file, out = tmp_path / "plays.csv", tmp_path / "out"
+    words = [*words_of(file, **{"train.steps": "9"}), "--split", "leave_last", "--out", out]
+    file.write_text(plays())
+    cut(*words)
+    file.write_text(plays(swapped=True))
+    refused = call(*words, "--resume")
+    assert refused.exit_code == 2, refused.output
+    assert f"--resume: the run in {out} was trained on other data (" in refused.stderr
+    assert "Traceback" not in refused.stderr
+    assert standing(out)[0] == 4, "what was trained stays"
+    file.write_text(plays())
+    done = call(*words, "--resume")
+    assert done.exit_code == 0, done.output
+    assert standing(out)[::2] == (9, True)
+
+
+def test_until_training_has_ended_settings_of_evaluators_stay(tmp_path):
+    """Validation goes by them. What is judged beside them, and by whom, may change at any time."""
+    words = [*words_of(**{"train.steps": "9"}), "--out", tmp_path / "out"]
+    other = ["--set", "evaluator.ranking.ks=[5, 10]"]
+    cut(*words)
+    refused = call(*words, *other, "--resume")
+    assert refused.exit_code == 2, refused.output
+    assert "was made with other settings (evaluator); use another --out" in refused.stderr
+    more = [*words, "--evaluator", "click", "--slice", "activity"]
+    done = call(*more, "--resume")
+    assert done.exit_code == 0, done.output
+    rows = report_of(tmp_path / "out")["metrics"]
+    assert {row["evaluator"] for row in rows} == {"ranking", "click"}
+    assert any(row.get("slice", "").startswith("activity=") for row in rows)
+    done = call(*more, *other, "--resume")
+    assert done.exit_code == 0, done.output
+    assert "ndcg@5" in {row["metric"] for row in report_of(tmp_path / "out")["metrics"]}

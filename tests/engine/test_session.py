@@ -1,12 +1,14 @@
-"""What a session makes of evaluators: slices of their metrics, baselines that fit and those that do not."""
+"""What a session makes of evaluators: slices of their metrics, baselines that fit and those that do not; and what it keeps."""
 
 import numpy as np
 import pytest
+import torch
 
 from userec.capability import Can
 from userec.config import Ref
 from userec.dataset.events import code
 from userec.encoder.contract import Encoder
+from userec.engine import checkpoint
 from userec.errors import UserError
 from userec.evaluator.contract import Evaluator, Metric
 from userec.registry import load
@@ -94,3 +96,17 @@ def test_a_baseline_that_does_not_fit_is_told_and_the_others_stand(session):
     (left,) = skipped
     assert left["evaluator"] == "judged"
     assert left["reason"].startswith("baseline 'homeless': encoder 'homeless' reads profile.height")
+
+
+def test_what_counting_makes_of_the_rows_at_its_end_is_in_the_checkpoint(tmp_path):
+    coded = code(TinyDataset(TinyDataset.Config(), tmp_path / "home"))
+    said = {"encoder": {"name": "rating_bias"}, "task": "score", "split": {"name": "leave_last"}}
+    session = open_session(load(only=()).plugins, coded, said)
+    model = session.compose(session.run.experiment)
+    session.train(model, tmp_path / "checkpoint")
+    found = checkpoint.load(tmp_path / "checkpoint", "best")
+    assert found is not None
+    kept, made = checkpoint.part(found[0], "encoder"), model.encoder.state_dict()
+    assert kept.keys() == made.keys()
+    assert all(torch.equal(kept[key], made[key]) for key in made)
+    assert all(kept[key].any() for key in ("mean", "of_user", "of_item")), "all of them are made in `end_task`"

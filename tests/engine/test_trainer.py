@@ -6,17 +6,13 @@ import pytest
 import torch
 
 from userec.dataset.events import code
-from userec.dataset.split import divide
 from userec.engine import checkpoint
-from userec.engine.compose import Builder
-from userec.engine.experiment import resolve
 from userec.engine.learner import GradientLearner
-from userec.engine.session import Host, Run, Session
+from userec.engine.session import Session
 from userec.errors import DivergedError, UserError
 from userec.evaluator.contract import Metric
-from userec.kernel.dispatch import Kernels
 from userec.registry import load
-from userec.schema import NEXT
+from userec.testing import open_session
 from userec.testing.tiny import TinyDataset
 
 
@@ -30,17 +26,10 @@ def parts(tmp_path_factory):
 def session_of(parts, toy, **train):
     registry, coded = parts
     plugins = {**registry.plugins, "encoders": {**registry.plugins["encoders"], toy.name: toy}}
-    said = {"encoder": {"name": toy.name}, "dataset": {"name": "tiny"}, "objective": {"name": "next_item"}}
+    said = {"encoder": {"name": toy.name}, "objective": {"name": "next_item"}}
     said |= {"split": {"name": "leave_last"}, "batch": {"rows": 8}, "train": train}
-    experiment = resolve(said, {}, NEXT)
-    division = divide(coded, experiment.split)
-    kernels = Kernels(kernel for provided in plugins["kernels"].values() for kernel in provided)
-    build = Builder.of(plugins, coded, kernels, division.train)
-    told = []
-    session = Session(
-        Host(plugins, tell=told.append), Run(toy.name, "tiny", experiment, None), coded, division, build, torch.device("cpu")
-    )
-    return session, experiment, told
+    session = open_session(plugins, coded, said)
+    return session, session.run.experiment
 
 
 def weights(model):
@@ -61,7 +50,7 @@ def toy():
 def test_the_same_seed_gives_the_same_weights_and_another_seed_others(parts, toy):
     found = []
     for seed in (0, 0, 1):
-        session, experiment, _ = session_of(parts, toy, epochs=2)
+        session, experiment = session_of(parts, toy, epochs=2)
         model = session.compose(experiment.model_copy(update={"seed": seed}))
         session.train(model)
         found.append(weights(model))
@@ -71,7 +60,7 @@ def test_the_same_seed_gives_the_same_weights_and_another_seed_others(parts, toy
 
 @pytest.mark.parametrize("train", [{"epochs": 4}, {"steps": 17, "validate_steps": 4}])
 def test_a_run_cut_in_the_middle_and_resumed_ends_as_if_nothing_had_been(parts, toy, train, tmp_path, monkeypatch):
-    session, experiment, _ = session_of(parts, toy, **train)
+    session, experiment = session_of(parts, toy, **train)
     whole = session.compose(experiment)
     session.train(whole, tmp_path / "whole")
 
@@ -90,7 +79,7 @@ def test_a_run_cut_in_the_middle_and_resumed_ends_as_if_nothing_had_been(parts, 
         return step(self, batches)
 
     monkeypatch.setattr(trainer.Trainer, "_step", cut)
-    session, experiment, _ = session_of(parts, toy, **train, checkpoint_seconds=0)
+    session, experiment = session_of(parts, toy, **train, checkpoint_seconds=0)
     half = session.compose(experiment)
     with pytest.raises(Cut):
         session.train(half, tmp_path / "half")
@@ -103,7 +92,7 @@ def test_a_run_cut_in_the_middle_and_resumed_ends_as_if_nothing_had_been(parts, 
 
 
 def test_the_best_weights_are_restored_and_training_stops_early(parts, toy, monkeypatch):
-    session, experiment, _ = session_of(parts, toy, epochs=20, patience=2)
+    session, experiment = session_of(parts, toy, epochs=20, patience=2)
     values = iter([0.1, 0.3, 0.2, 0.2, 0.9])
     kept = []
 
@@ -123,10 +112,10 @@ def test_the_best_weights_are_restored_and_training_stops_early(parts, toy, monk
 
 
 def test_accumulation_is_one_step_of_both_batches(parts, toy):
-    session, experiment, _ = session_of(parts, toy, epochs=1, accumulate=2)
+    session, experiment = session_of(parts, toy, epochs=1, accumulate=2)
     model = session.compose(experiment)
     session.train(model)
-    other, plain, _ = session_of(parts, toy, epochs=1)
+    other, plain = session_of(parts, toy, epochs=1)
     single = other.compose(plain)
     other.train(single)
     assert model.progress.step == -(-single.progress.step // 2)
@@ -134,7 +123,7 @@ def test_accumulation_is_one_step_of_both_batches(parts, toy):
 
 
 def test_a_monitor_that_is_no_metric_is_told(parts, toy):
-    session, experiment, _ = session_of(parts, toy, epochs=2, monitor="ranking/nothing@1")
+    session, experiment = session_of(parts, toy, epochs=2, monitor="ranking/nothing@1")
     with pytest.raises(UserError, match=r"unknown metric 'nothing@1' in train.monitor"):
         session.train(session.compose(experiment))
 
@@ -164,7 +153,7 @@ def standing(folder):
 
 @pytest.mark.parametrize("train", [{"epochs": 4}, {"steps": 30, "validate_steps": 7}, {"epochs": 3, "validate_steps": 7}])
 def test_a_validation_that_is_interrupted_is_made_up_for(parts, toy, train, tmp_path, monkeypatch):
-    session, experiment, _ = session_of(parts, toy, **train)
+    session, experiment = session_of(parts, toy, **train)
     left = validations(monkeypatch, *(0.1 * step for step in range(9)))
     whole = session.compose(experiment)
     session.train(whole, tmp_path / "whole")
@@ -182,7 +171,7 @@ def test_a_validation_that_is_interrupted_is_made_up_for(parts, toy, train, tmp_
 
 
 def test_an_interrupt_inside_a_step_leaves_the_checkpoint_of_before(parts, toy, tmp_path, monkeypatch):
-    session, experiment, _ = session_of(parts, toy, steps=9, validate_steps=3)
+    session, experiment = session_of(parts, toy, steps=9, validate_steps=3)
     validations(monkeypatch, 0.1, 0.2, 0.3)
     step = GradientLearner.step
 
@@ -200,7 +189,7 @@ def test_an_interrupt_inside_a_step_leaves_the_checkpoint_of_before(parts, toy, 
 
 @pytest.mark.parametrize("values", [(0.1, 0.2, float("nan")), (0.1, 0.2, float("inf"))])
 def test_a_metric_that_stops_being_a_number_stops_the_run(parts, toy, values, tmp_path, monkeypatch):
-    session, experiment, _ = session_of(parts, toy, steps=9, validate_steps=3)
+    session, experiment = session_of(parts, toy, steps=9, validate_steps=3)
     validations(monkeypatch, *values)
     with pytest.raises(DivergedError, match=rf"ranking/ndcg@10 is {values[-1]} after step 9: lower train.lr") as told:
         session.train(session.compose(experiment), tmp_path)
@@ -209,7 +198,7 @@ def test_a_metric_that_stops_being_a_number_stops_the_run(parts, toy, values, tm
 
 
 def test_a_metric_that_the_data_leaves_undefined_picks_no_weights(parts, toy, tmp_path, monkeypatch):
-    session, experiment, _ = session_of(parts, toy, steps=9, validate_steps=3)
+    session, experiment = session_of(parts, toy, steps=9, validate_steps=3)
     validations(monkeypatch, *[float("nan")] * 3)
     model = session.compose(experiment)
     session.train(model, tmp_path)
@@ -219,7 +208,7 @@ def test_a_metric_that_the_data_leaves_undefined_picks_no_weights(parts, toy, tm
 @pytest.mark.parametrize("where", ["judged", "judged and kept nowhere", "kept now and then", "kept at the end"])
 def test_weights_that_are_not_finite_are_never_kept(parts, toy, where, tmp_path, monkeypatch):
     train = {"kept now and then": {"checkpoint_seconds": 0}, "kept at the end": {}}.get(where, {"validate_steps": 3})
-    session, experiment, _ = session_of(parts, toy, steps=9 if where != "kept at the end" else 6, **train)
+    session, experiment = session_of(parts, toy, steps=9 if where != "kept at the end" else 6, **train)
     validations(monkeypatch, *[0.1] * 3 if where != "kept at the end" else [None])
     step = GradientLearner.step
 
@@ -242,7 +231,7 @@ def test_weights_that_are_not_finite_are_never_kept(parts, toy, where, tmp_path,
 
 
 def test_training_stops_early_inside_an_epoch_too(parts, toy, monkeypatch):
-    session, experiment, _ = session_of(parts, toy, epochs=20, validate_steps=2, patience=1)
+    session, experiment = session_of(parts, toy, epochs=20, validate_steps=2, patience=1)
     left = validations(monkeypatch, 0.2, 0.1, 0.9)
     model = session.compose(experiment)
     session.train(model)
@@ -250,7 +239,7 @@ def test_training_stops_early_inside_an_epoch_too(parts, toy, monkeypatch):
 
 
 def test_a_checkpoint_of_other_data_is_told(parts, toy, tmp_path):
-    session, experiment, _ = session_of(parts, toy, epochs=1)
+    session, experiment = session_of(parts, toy, epochs=1)
     session.train(session.compose(experiment), tmp_path)
     tensors, about = checkpoint.load(tmp_path, "last")
     for spoilt in ({**about, "progress": {"steps": 3}}, {key: value for key, value in about.items() if key != "groups"}):

@@ -160,7 +160,7 @@ def test_shared_candidates_score_as_one_by_one(
 
 def test_a_pair_of_items_is_computed_once_for_all_users(monkeypatch: pytest.MonkeyPatch) -> None:
     model, h = make(), history((9,) * 3)
-    again = dataclasses.replace(h, events={"item": h.events["item"].repeat(1, 1)[:1].expand(3, -1).contiguous()})
+    again = dataclasses.replace(h, events={"item": h.events["item"][:1].expand(3, -1).contiguous()})
     seen: list[tuple[int, int]] = []
     across = model.interest.network.across
     monkeypatch.setattr(model.interest.network, "across", lambda v, x: seen.append((len(v), len(x))) or across(v, x))
