@@ -89,8 +89,10 @@ def check_data(out: Path, session: Session) -> None:
 def _differences(said: Mapping[str, Any], experiment: Experiment) -> list[str]:
     before = parse(Experiment, said, "").model_dump(mode="json")
     now = experiment.model_dump(mode="json")
+    both = before["evaluator"].keys() & now["evaluator"].keys()
     for values in (before, now):
         values["train"] = {key: value for key, value in values["train"].items() if key not in PACE}
+        values["evaluator"] = {name: values["evaluator"][name] for name in both}
     return [key for key in now if before[key] != now[key]]
 
 
