@@ -11,7 +11,7 @@ from userec.registry import load
 from userec.testing import open_session
 
 SAMPLES = ("ttl", "movielens-100k", "movielens-1m", "movielens-25m", "taobao")
-TRAIN = {"sasrec": {"epochs": 40, "lr": 2e-3, "validate_every": 40, "warmup": 0}}
+TRAIN = {"sasrec": {"epochs": 25, "lr": 2e-3, "validate_every": 25, "warmup": 0}}
 
 
 @pytest.fixture(scope="module")
