@@ -308,3 +308,15 @@ def test_a_loss_that_is_no_number_stops_the_run(tmp_path):
     done = call(*words, "--set", "encoder.dim=8", "--out", tmp_path / "o")
     assert done.exit_code == 2
     assert "lower train.lr" in done.stderr
+
+
+def test_the_evaluator_that_validation_goes_by_keeps_its_settings(plays, tmp_path):
+    words = ("--dataset", plays, *COLUMNS, "--split", "leave_last", "--evaluator", "click", "--set", "evaluator.ranking.ks=[3]")
+    small = ("--model", "sasrec", "--set", "encoder.dim=8", "--set", "train.epochs=1", "--set", "train.monitor=ranking/ndcg@3")
+    done = call(*small, *words, "--out", tmp_path / "out")
+    assert done.exit_code == 0, done.output
+    report = json.loads((tmp_path / "out" / "report.json").read_text())
+    assert report["experiment"]["evaluator"]["ranking"]["ks"] == [3]
+    assert {row["evaluator"] for row in report["metrics"]} == {"click"}
+    assert report["best"]["monitor"] == "ranking/ndcg@3"
+    assert report["best"]["value"] > 0

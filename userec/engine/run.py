@@ -50,7 +50,9 @@ def settle(plugins: Plugins, said: Mapping[str, Any], dataset: Dataset) -> Exper
     for name in (*(experiment.evaluators or ()), *experiment.evaluator):
         if name not in plugins["evaluators"]:
             raise unknown("evaluator", name, plugins["evaluators"])
-    names = experiment.evaluators if experiment.evaluators is not None else sorted(plugins["evaluators"])
+    names = sorted(plugins["evaluators"])
+    if experiment.evaluators is not None:  # and the one that validation goes by
+        names = [name for name in names if name in experiment.evaluators or experiment.train.monitor.startswith(f"{name}/")]
     refs = [complete(plugins, "evaluators", f"evaluator.{name}", evaluator_ref(experiment, name)) for name in names]
     return experiment.model_copy(
         update={

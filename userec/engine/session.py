@@ -194,9 +194,13 @@ class Session:
 
     @cached_property
     def fingerprint(self) -> str:
-        """What was trained on and asked for: a resumed run must find the same."""
-        train = self.division.train
-        seen = zlib.crc32(np.ascontiguousarray(train.fields["item"]).tobytes(), zlib.crc32(train.offsets.tobytes()))
+        """What was trained on and asked for: a resumed run must find the same. Features of users and items are not in it."""
+        train, labels = self.division.train, self.division.train_labels
+        columns = [train.offsets, *(train.fields[name] for name in sorted(train.fields))]
+        columns += [column for task in sorted(labels) for column in (labels[task].user, labels[task].id, labels[task].value)]
+        seen = 0
+        for column in columns:
+            seen = zlib.crc32(memoryview(np.ascontiguousarray(column)), seen)
         return f"{target_hash(self.coded, self.division)}-{seen:08x}"
 
     def made_by(self, experiment: Experiment) -> dict[str, Mapping[str, str]]:
