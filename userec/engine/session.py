@@ -200,7 +200,7 @@ class Session:
         columns += [column for task in sorted(labels) for column in (labels[task].user, labels[task].id, labels[task].value)]
         seen = 0
         for column in columns:
-            seen = zlib.crc32(memoryview(np.ascontiguousarray(column)), seen)
+            seen = zlib.crc32(np.ascontiguousarray(column).tobytes(), seen)
         return f"{target_hash(self.coded, self.division)}-{seen:08x}"
 
     def made_by(self, experiment: Experiment) -> dict[str, Mapping[str, str]]:
