@@ -37,12 +37,12 @@ def test_the_highest_priority_that_says_yes_serves_and_the_reasons_are_kept(monk
     assert plainly.kernel is REFERENCE
     assert plainly.reasons == {
         "flipper": "no: only flips",
-        "torch": "yes, priority 0",
+        "torch": "priority 0",
         "slow": "yes, but priority -1 is below torch's",
     }
     chosen = kernels.chosen()
     assert chosen["same"]["provider"] == "torch, flipper"
-    assert chosen["same"]["reasons"]["flipper"] == "no: only flips; yes, priority 50"
+    assert chosen["same"]["reasons"]["flipper"] == "no: only flips; priority 50"
 
 
 def test_a_request_is_resolved_and_loaded_once() -> None:
@@ -84,7 +84,8 @@ def test_a_pin_stands_over_priority(monkeypatch: pytest.MonkeyPatch, use: str) -
     fast = Kernel("same", "fast", 99, lambda: double)
     assert Kernels([REFERENCE, fast]).op("same")(torch.ones(1)).item() == 1
     assert Kernels([REFERENCE, fast], use="auto").op("same")(torch.ones(1)).item() == 2
-    assert Kernels([REFERENCE, fast]).resolve(Request("same")).reasons["fast"] == "not asked: torch is pinned"
+    told = {"torch": "yes, but torch is asked for"}.get(use, "no: not asked: torch is pinned")
+    assert Kernels([REFERENCE, fast]).resolve(Request("same")).reasons["fast"] == told
 
 
 def test_a_pinned_provider_that_says_no_is_an_error_not_a_fallback() -> None:
@@ -108,7 +109,7 @@ def test_an_exception_of_a_kernel_is_not_swallowed() -> None:
         ([FLIPPER], "auto", "no reference"),
         ([REFERENCE, Kernel("same", "other", 1, lambda: plain, reference=True)], "auto", "several references"),
         ([REFERENCE, FLIPPER, FLIPPER], "auto", "twice by flipper"),
-        ([REFERENCE], "fast", "'fast' is none of auto, torch"),
+        ([REFERENCE], "fast", "unknown kernel provider 'fast' in USEREC_KERNELS; known: auto, strict, torch"),
         ([REFERENCE], "same=torhc", "did you mean 'torch'"),
         ([REFERENCE], "sane=torch", "did you mean 'same'"),
     ],
@@ -132,3 +133,53 @@ def test_the_built_in_ops_choose_the_cpu_form_where_it_fits() -> None:
     attend(q, q, q, causal=True, dropout_p=0.5)
     assert kernels.chosen()["attention"]["provider"] == "cpu, torch"
     assert "no dropout" in kernels.chosen()["attention"]["reasons"]["cpu"]
+
+
+def test_use_stands_over_the_environment_while_its_block_lasts(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv(CHOICE, "auto")
+    kernels = Kernels([REFERENCE, Kernel("same", "fast", 99, lambda: double)])
+    same = kernels.op("same")
+    with kernels.use("torch"):
+        assert same(torch.ones(1)).item() == 1
+        with kernels.use("same=fast"):
+            assert same(torch.ones(1)).item() == 2
+        assert same(torch.ones(1)).item() == 1
+    assert same(torch.ones(1)).item() == 2
+    assert kernels.chosen()["same"]["provider"] == "torch, fast"
+    with (
+        pytest.raises(UserError, match="unknown kernel provider 'fats' in USEREC_KERNELS; did you mean 'fast'"),
+        kernels.use("fats"),
+    ):
+        pass
+
+
+def test_a_preferred_provider_falls_back_with_its_reason_and_strict_makes_that_an_error() -> None:
+    kernels = Kernels([REFERENCE, FLIPPER], use="auto")
+    same = kernels.op("same")
+    with kernels.use("flipper"):
+        assert same(torch.ones(1)).item() == 1
+    with kernels.use("flipper", strict=True):
+        assert same(torch.ones(1), flip=True).item() == -2
+        with pytest.raises(UserError, match=r"strict, and none of flipper serves 'same': flipper: no: only flips"):
+            same(torch.ones(1))
+
+
+def test_an_opt_in_kernel_serves_only_where_it_is_asked_for() -> None:
+    slow = Kernel("same", "compiled", 50, lambda: double, opt_in=True)
+    kernels = Kernels([REFERENCE, slow], use="auto")
+    same = kernels.op("same")
+    assert same(torch.ones(1)).item() == 1
+    assert kernels.chosen()["same"]["reasons"]["compiled"] == f"no: opt-in: ask with {CHOICE}=compiled"
+    for choice in ("compiled", "same=compiled"):
+        with kernels.use(choice):
+            assert same(torch.ones(1)).item() == 2
+
+
+def test_float16_on_a_cpu_is_refused_with_the_way_out() -> None:
+    with pytest.raises(UserError, match=r"same in float16 on a CPU .* use float32 or bfloat16"):
+        Kernels([REFERENCE], use="auto").op("same")(torch.ones(1, dtype=torch.float16))
+
+
+def test_what_has_no_floating_tensor_is_asked_for_by_its_first_tensor() -> None:
+    request = request_of("codes", {"codes": torch.zeros(3, dtype=torch.int64), "count": 4})
+    assert (request.device, request.dtype, request.flags) == ("cpu", "int64", {"codes"})

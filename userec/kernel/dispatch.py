@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import inspect
 import os
-from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass
-from typing import Any, Final
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Any, Final, Literal
 
 import torch
 from torch import Tensor
@@ -15,7 +16,17 @@ from userec.errors import UserError, unknown
 from userec.kernel.contract import Kernel, No, Request
 
 CHOICE: Final = "USEREC_KERNELS"
-"""The environment variable of the choice: `auto`, `torch` (every op's reference), or `op=provider`, several with commas."""
+"""The environment variable of the choice, words with commas between: `auto`; a provider (`torch`: every op's reference), which is
+preferred wherever it serves; `op=provider`, which must serve; `strict`: what is preferred must serve too."""
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """What became of one kernel in one request."""
+
+    kernel: Kernel
+    verdict: Literal["chosen", "yes", "no"]
+    reason: str
 
 
 @dataclass(frozen=True)
@@ -27,8 +38,18 @@ class Resolution:
     reasons: Mapping[str, str]
 
 
+@dataclass(frozen=True)
+class _Choice:
+    """What was asked for, and what it resolved so far."""
+
+    pins: Mapping[str, str]  # {op: provider}
+    preferred: tuple[str, ...]
+    strict: bool
+    resolved: dict[Request, Resolution] = field(default_factory=dict)
+
+
 class Kernels:
-    """All providers of all ops. `use` overrides the environment's choice: `auto`, `torch` or `attention=torch,...`.
+    """All providers of all ops. `use` overrides the environment's choice (see `CHOICE`).
 
     Raises UserError where an op has no reference, two kernels have the same op and provider, or the choice names none."""
 
@@ -39,31 +60,71 @@ class Kernels:
         for op, providers in self._by_op.items():
             _check(op, providers)
             providers.sort(key=lambda kernel: (-kernel.priority, kernel.provider))
-        self._pinned = self._pins(use if use is not None else os.environ.get(CHOICE, "auto"))
-        self._resolved: dict[Request, Resolution] = {}
+        self._choice = self._parse(use if use is not None else os.environ.get(CHOICE, "auto"))
+        self._served: dict[Request, list[Resolution]] = {}
 
     @property
     def ops(self) -> Mapping[str, tuple[Kernel, ...]]:
         """{op: its kernels, the most preferred first}."""
         return {op: tuple(kernels) for op, kernels in sorted(self._by_op.items())}
 
+    def reference(self, op: str) -> Kernel:
+        """The op's reference. Raises UserError for an unknown op."""
+        if op not in self._by_op:
+            raise unknown("kernel op", op, self._by_op)
+        return next(kernel for kernel in self._by_op[op] if kernel.reference)
+
+    @contextmanager
+    def use(self, choice: str, strict: bool = False) -> Iterator[None]:
+        """Inside the block the choice stands over the environment's: `with kernels.use("torch"):`. Raises as the constructor."""
+        before = self._choice
+        self._choice = self._parse(f"{choice},strict" if strict else choice)
+        try:
+            yield
+        finally:
+            self._choice = before
+
     def resolve(self, request: Request) -> Resolution:
-        """The provider of highest priority that says Yes; a pinned one must, else UserError with its reason."""
-        known = self._resolved.get(request)
+        """The preferred provider that says Yes, else the one of highest priority; a pinned one must, else UserError."""
+        known = self._choice.resolved.get(request)
         if known is None:
-            known = self._resolved[request] = self._choose(request)
+            known = self._choice.resolved[request] = self._choose(request)
+            self._served.setdefault(request, []).append(known)
         return known
+
+    def explain(self, request: Request) -> list[Verdict]:
+        """What becomes of each kernel of the op, the most preferred first. Raises UserError for an unknown op."""
+        self.reference(request.op)
+        pin, preferred = self._choice.pins.get(request.op), self._choice.preferred
+        taken: Kernel | None = None
+        verdicts = []
+        for kernel in sorted(self._by_op[request.op], key=lambda kernel: _rank(kernel.provider, preferred)):
+            asked = kernel.provider == pin or (pin is None and kernel.provider in preferred)
+            if pin is not None and kernel.provider != pin:
+                verdicts.append(Verdict(kernel, "no", f"not asked: {pin} is pinned"))
+                continue
+            if kernel.opt_in and not asked:
+                verdicts.append(Verdict(kernel, "no", f"opt-in: ask with {CHOICE}={kernel.provider}"))
+                continue
+            answer = kernel.supports(request)
+            if isinstance(answer, No):
+                verdicts.append(Verdict(kernel, "no", answer.reason))
+            elif taken is None:
+                taken = kernel
+                why = "pinned" if pin else "asked for" if asked else f"priority {kernel.priority}"
+                verdicts.append(Verdict(kernel, "chosen", why))
+            elif taken.provider in preferred:
+                verdicts.append(Verdict(kernel, "yes", f"{taken.provider} is asked for"))
+            else:
+                verdicts.append(Verdict(kernel, "yes", f"priority {kernel.priority} is below {taken.provider}'s"))
+        return verdicts
 
     def op(self, name: str) -> Callable[..., Any]:
         """The op as a function of the reference's signature; each call resolves by the facts of its arguments."""
-        if name not in self._by_op:
-            raise unknown("kernel op", name, self._by_op)
-        reference = next(kernel for kernel in self._by_op[name] if kernel.reference)
-        signature = inspect.signature(reference.load())
+        names = tuple(inspect.signature(self.reference(name).load()).parameters)
 
         def call(*args: Any, **kwargs: Any) -> Any:
-            bound = signature.bind(*args, **kwargs)
-            return self.resolve(request_of(name, bound.arguments)).fn(*args, **kwargs)
+            return self.resolve(request_of(name, dict(zip(names, args, strict=False)) | kwargs)).fn(*args, **kwargs)
 
         call.__name__ = name
         return call
@@ -71,42 +132,40 @@ class Kernels:
     def chosen(self) -> dict[str, dict[str, Any]]:
         """What served so far, for the report: {op: {"provider": "cpu", "reasons": {provider: why}}}; several with commas."""
         out: dict[str, dict[str, Any]] = {}
-        for request, resolution in self._resolved.items():
-            entry = out.setdefault(request.op, {"provider": resolution.kernel.provider, "reasons": {}})
-            if resolution.kernel.provider not in entry["provider"].split(", "):
-                entry["provider"] += f", {resolution.kernel.provider}"
-            for provider, reason in resolution.reasons.items():
-                kept = entry["reasons"].setdefault(provider, reason)
-                if reason not in kept.split("; "):
-                    entry["reasons"][provider] = f"{kept}; {reason}"
+        for request, resolutions in self._served.items():
+            for resolution in resolutions:
+                entry = out.setdefault(request.op, {"provider": resolution.kernel.provider, "reasons": {}})
+                if resolution.kernel.provider not in entry["provider"].split(", "):
+                    entry["provider"] += f", {resolution.kernel.provider}"
+                for provider, reason in resolution.reasons.items():
+                    kept = entry["reasons"].setdefault(provider, reason)
+                    if reason not in kept.split("; "):
+                        entry["reasons"][provider] = f"{kept}; {reason}"
         return dict(sorted(out.items()))
 
     def _choose(self, request: Request) -> Resolution:
-        if request.op not in self._by_op:
-            raise unknown("kernel op", request.op, self._by_op)
-        pin = self._pinned.get(request.op)
-        taken: Kernel | None = None
-        reasons: dict[str, str] = {}
-        for kernel in self._by_op[request.op]:
-            if pin is not None and kernel.provider != pin:
-                reasons[kernel.provider] = f"not asked: {pin} is pinned"
-                continue
-            answer = kernel.supports(request)
-            if isinstance(answer, No):
-                reasons[kernel.provider] = f"no: {answer.reason}"
-            elif taken is None:
-                taken = kernel
-                reasons[kernel.provider] = "pinned" if pin else f"yes, priority {kernel.priority}"
-            else:
-                reasons[kernel.provider] = f"yes, but priority {kernel.priority} is below {taken.provider}'s"
+        if request.device == "cpu" and request.dtype == "float16":
+            raise UserError(
+                f"{request.op} in float16 on a CPU would be 30 to 100 times slower than in float32: use float32 or bfloat16"
+            )
+        verdicts = self.explain(request)
+        prefix = {"chosen": "", "yes": "yes, but ", "no": "no: "}
+        reasons = {one.kernel.provider: prefix[one.verdict] + one.reason for one in verdicts}
+        taken = next((one.kernel for one in verdicts if one.verdict == "chosen"), None)
+        why = "; ".join(f"{provider}: {reason}" for provider, reason in reasons.items())
         if taken is None:
-            why = "; ".join(f"{provider}: {reason}" for provider, reason in reasons.items())
             raise UserError(f"no kernel serves {request.op!r} on {request.device} in {request.dtype}: {why}")
+        preferred = self._choice.preferred
+        if self._choice.strict and preferred and request.op not in self._choice.pins and taken.provider not in preferred:
+            raise UserError(f"{CHOICE} is strict, and none of {', '.join(preferred)} serves {request.op!r}: {why}")
         return Resolution(taken, taken.load(), reasons)
 
-    def _pins(self, choice: str) -> dict[str, str]:
+    def _parse(self, choice: str) -> _Choice:
         pins: dict[str, str] = {}
-        for part in filter(None, (word.strip() for word in choice.split(","))):
+        preferred: list[str] = []
+        words = [word.strip() for word in choice.split(",") if word.strip()]
+        providers = {kernel.provider for kernels in self._by_op.values() for kernel in kernels}
+        for part in words:
             op, equals, provider = part.partition("=")
             if equals:
                 if op not in self._by_op:
@@ -114,12 +173,15 @@ class Kernels:
                 if provider not in (known := [kernel.provider for kernel in self._by_op[op]]):
                     raise unknown(f"provider of {op}", provider, known, CHOICE)
                 pins[op] = provider
-            elif part == "torch":
-                for name, kernels in self._by_op.items():
-                    pins.setdefault(name, next(kernel.provider for kernel in kernels if kernel.reference))
-            elif part != "auto":
-                raise UserError(f"{CHOICE}: {part!r} is none of auto, torch and op=provider")
-        return pins
+            elif part in providers:
+                preferred.append(part)
+            elif part not in ("auto", "strict") and providers:
+                raise unknown("kernel provider", part, {*providers, "auto", "strict"}, CHOICE)
+        return _Choice(pins, tuple(preferred), "strict" in words)
+
+
+def _rank(provider: str, preferred: tuple[str, ...]) -> int:
+    return preferred.index(provider) if provider in preferred else len(preferred)
 
 
 def _check(op: str, kernels: list[Kernel]) -> None:
@@ -136,11 +198,13 @@ def request_of(op: str, arguments: Mapping[str, Any]) -> Request:
     """The facts of a call: device and dtype of the first floating tensor, the last axis of each one of two axes or more
     (widths are static, batch and length are not), and as flags every argument that is switched on."""
     first: Tensor | None = None
+    where: Tensor | None = None
     dims: list[tuple[str, int]] = []
     flags: set[str] = set()
     for name, value in arguments.items():
         if isinstance(value, Tensor):
             flags.add(name)
+            where = value if where is None else where
             if value.is_floating_point():
                 first = value if first is None else first
                 if value.dim() >= 2:
@@ -151,6 +215,15 @@ def request_of(op: str, arguments: Mapping[str, Any]) -> Request:
             flags.add(f"{name}={value}")
         elif isinstance(value, (bool, float)) and value:
             flags.add(name)
+    first = where if first is None else first
     if first is None:
         return Request(op, dims=tuple(dims), flags=frozenset(flags))
-    return Request(op, first.device.type, str(first.dtype).removeprefix("torch."), tuple(dims), frozenset(flags))
+    device, dtype = first.device, str(first.dtype).removeprefix("torch.")
+    return Request(op, device.type, dtype, tuple(dims), frozenset(flags), _capability(device))
+
+
+def _capability(device: torch.device) -> int | None:
+    if device.type != "cuda":
+        return None
+    major, minor = torch.cuda.get_device_capability(device)
+    return 10 * major + minor

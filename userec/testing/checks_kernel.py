@@ -1,4 +1,5 @@
-"""The checks of an op's kernels: one reference, pure answers, one signature. Values are compared by each op's own tests."""
+"""The checks of an op's kernels: one reference, pure answers, one signature, and every provider against the float64 reference on
+the op's own cases: values, gradients, layouts, guard zones, users that do not touch each other, equal bits, opcheck."""
 
 from __future__ import annotations
 
@@ -6,21 +7,35 @@ import inspect
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any, Final
 
+import torch
+
 from userec.errors import UserError
 from userec.kernel.contract import Kernel, No, Request, Yes
 from userec.kernel.dispatch import Kernels
 from userec.testing.check import holds
+from userec.testing.checks_kernel_calls import (
+    check_bits,
+    check_gradcheck,
+    check_guards,
+    check_layouts,
+    check_opcheck,
+    check_users,
+    check_values,
+)
 
 DTYPES: Final = ("float32", "float64", "bfloat16", "float16")
 DEVICES: Final = ("cpu", "cuda", "mps")
 
 
 def check_op(kernels: Sequence[Kernel]) -> None:
-    """Exactly one reference, each provider once."""
+    """Exactly one reference, each provider once, and cases to prove them by."""
     try:
-        Kernels(kernels, use="auto")
+        op = Kernels(kernels, use="auto").reference(kernels[0].op)
     except UserError as error:
         raise AssertionError(f"{kernels[0].op}: {error}") from error
+    names = [case.name for case in op.cases()]
+    holds(names, f"{op.op}/{op.provider}: the reference brings no cases: nothing proves its providers")
+    holds(len(set(names)) == len(names), f"{op.op}/{op.provider}: two cases have one name")
 
 
 def check_supports(kernels: Sequence[Kernel]) -> None:
@@ -40,11 +55,11 @@ def check_supports(kernels: Sequence[Kernel]) -> None:
 
 
 def check_signature(kernels: Sequence[Kernel]) -> None:
-    """Every provider that serves the CPU loads, and takes the reference's parameters: names, order and defaults."""
+    """Every provider that serves here loads, and takes the reference's parameters: names, order, kinds and defaults."""
     reference = next(kernel for kernel in kernels if kernel.reference)
     want = _parameters(reference)
     for kernel in kernels:
-        if isinstance(kernel.supports(Request(kernel.op)), Yes):
+        if isinstance(kernel.supports(Request(kernel.op, device_of(kernel))), Yes):
             got = _parameters(kernel)
             holds(
                 got == want,
@@ -53,11 +68,44 @@ def check_signature(kernels: Sequence[Kernel]) -> None:
 
 
 def _parameters(kernel: Kernel) -> dict[str, Any]:
-    return {name: entry.default for name, entry in inspect.signature(kernel.load()).parameters.items()}
+    return {name: (entry.kind, entry.default) for name, entry in inspect.signature(kernel.load()).parameters.items()}
 
 
-def kernel_checks(
-    cls: Sequence[Kernel], settings: dict[str, Any], plugins: Callable[[], Any]
-) -> Iterable[tuple[Any, Sequence[Kernel]]]:
-    """All of them."""
-    return [(check, cls) for check in (check_op, check_supports, check_signature)]
+def device_of(kernel: Kernel) -> str:
+    """Where the kit runs it: the CPU if it serves there, else CUDA where there is one."""
+    refused = isinstance(kernel.supports(Request(kernel.op)), No)
+    return "cuda" if refused and torch.cuda.is_available() else "cpu"
+
+
+def check_refused(kernels: Sequence[Kernel], provider: str) -> None:
+    """A provider that cannot serve on this machine says why in words of its own."""
+    kernel = next(kernel for kernel in kernels if kernel.provider == provider)
+    answer = kernel.supports(Request(kernel.op, device_of(kernel)))
+    holds(isinstance(answer, No) and answer.reason.strip(), f"{kernel.op}/{provider}: it refuses without a reason")
+
+
+PROOFS: Final = (check_values, check_layouts, check_guards, check_users, check_bits, check_opcheck)
+"""Of every provider that serves on this machine."""
+
+
+def kernel_checks(cls: Sequence[Kernel], settings: dict[str, Any], plugins: Callable[[], Any]) -> Iterable[tuple[Any, ...]]:
+    """The op's own, then the proofs of each provider; of one that cannot serve here, that it says why. `settings` may name
+    `providers` (those alone are proved; without it all but the opt-in ones) and `cases` (names)."""
+    known = {"providers", "cases"}
+    holds(settings.keys() <= known, f"settings of kernel checks are {', '.join(sorted(known))}, not {', '.join(settings)}")
+    for check in (check_op, check_supports, check_signature):
+        yield check, cls
+    reference = next((kernel for kernel in cls if kernel.reference), None)
+    if reference is None:  # check_op tells
+        return
+    names = settings.get("cases")
+    cases = [case for case in reference.cases() if names is None or case.name in names]
+    for kernel in cls:
+        if kernel.opt_in if "providers" not in settings else kernel.provider not in settings["providers"]:
+            continue
+        device = device_of(kernel)
+        if isinstance(kernel.supports(Request(kernel.op, device)), No):
+            yield check_refused, cls, kernel.provider
+            continue
+        for proof in (*PROOFS, *((check_gradcheck,) if kernel.reference else ())):
+            yield proof, cls, kernel.provider, device, cases
