@@ -11,8 +11,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-GROWTH: Final = 1.3
-"""How much longer than the shortest of its bucket a row may be: at most 41 % of a bucket's squares are padding."""
+GROWTH: Final = 1.5
+"""How much longer than the shortest of its bucket a row may be: at most 56 % of a bucket's squares are padding."""
 
 EDGES: Final[dict[str, tuple[int, ...]]] = {
     "edges": (0, 1, 2, 15, 16, 17, 0),

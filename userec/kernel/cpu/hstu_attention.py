@@ -43,51 +43,69 @@ class _Block:
     start: int
     stop: int
     scores: Tensor  # [b, H, r, stop], biases added
-    apart: Tensor  # [r, stop] int64, row of the position table
     bucket: Tensor | None  # [b, r, stop] int32, row of the time table
+    below: Tensor  # [r, r]: 1 on and below the diagonal, 0 above
 
     def causal(self, x: Tensor) -> Tensor:
         """`x` [b, H, r, stop] with zeros above the diagonal, in place: only its last r columns reach there."""
-        x[..., self.start :].tril_()
+        x[..., self.start :].mul_(self.below)
         return x
 
 
-@dataclass(frozen=True)
 class _Call:
-    """The arguments that all buckets share."""
+    """The arguments that all buckets share, and the tensors [S, H, *] that each takes its rows of."""
 
-    offsets: Tensor
-    position_table: Tensor | None
-    time_table: Tensor | None
-    time: Tensor | None
-    asked: Tensor | None
-    edges: Tensor | None
-    scale: float
+    def __init__(
+        self,
+        tensors: tuple[Tensor, ...],
+        position_table: Tensor | None,
+        time_table: Tensor | None,
+        time: Tensor | None,
+        asked: Tensor | None,
+        edges: Tensor | None,
+        scale: float,
+    ) -> None:
+        self.widths = [x.shape[2] for x in tensors]
+        self.rows = torch.cat(tensors, 2)  # [S, H, sum of widths]: one gather a bucket
+        self.position_table, self.time_table, self.scale = position_table, time_table, scale
+        self.timed: tuple[Tensor, Tensor, Tensor] | None = None
+        if time_table is not None:
+            assert time is not None
+            assert asked is not None
+            assert edges is not None
+            self.timed = time, asked, edges.contiguous()
+
+    def take(self, bucket: Bucket) -> list[Tensor]:
+        """Each tensor's rows of a bucket: [b, H, L, *]."""
+        return list(bucket.pad(self.rows).transpose(1, 2).contiguous().split(self.widths, 3))
 
     def blocks(self, bucket: Bucket, q: Tensor, k: Tensor) -> Iterator[_Block]:
         """Scores of q, k [b, H, L, D], block by block."""
-        timed = None
-        if self.time_table is not None:
-            assert self.time is not None
-            assert self.asked is not None
-            assert self.edges is not None
-            timed = self.time_table, bucket.pad(self.time), bucket.pad(self.asked), self.edges.contiguous()  # times [b, L]
+        near = time = asked = edges = None
+        if self.position_table is not None:
+            near = self.position_table[torch.arange(bucket.length).clamp(max=len(self.position_table) - 1)].flip(0).T
+            near = torch.cat(
+                [near, near.new_zeros(len(near), bucket.length)], 1
+            )  # [H, 2 L]: distances L - 1 .. 0, the future
+        if self.timed is not None:
+            time, asked, edges = (*(bucket.pad(x) for x in self.timed[:2]), self.timed[2])  # [b, L]
+        below = _wide(q).new_ones(BLOCK, BLOCK).tril_()
         for start in range(0, bucket.length, BLOCK):
             stop = min(start + BLOCK, bucket.length)
             scores = _wide(q[:, :, start:stop] @ k[:, :, :stop].transpose(2, 3)) * self.scale  # [b, H, r, stop]
-            apart = torch.arange(start, stop)[:, None] - torch.arange(stop)
-            if self.position_table is not None:
-                apart = apart.clamp(0, len(self.position_table) - 1)
-                scores += self.position_table[apart].permute(2, 0, 1)
+            if near is not None:
+                scores += near.unfold(1, stop, 1).index_select(1, bucket.length - 1 - torch.arange(start, stop))
             which = None
-            if timed is not None:
-                table, time, asked, edges = timed
+            if time is not None:
+                assert asked is not None
+                assert edges is not None
+                assert self.time_table is not None
                 gap = asked[:, start:stop, None] - time[:, None, :stop]  # [b, r, stop]
                 which = torch.bucketize(gap, edges, right=True, out_int32=True)
-                for head, column in enumerate(table.unbind(1)):
-                    own = scores if table.shape[1] == 1 else scores[:, head : head + 1]
+                for head, column in enumerate(self.time_table.unbind(1)):
+                    own = scores if self.time_table.shape[1] == 1 else scores[:, head : head + 1]
                     own += column.index_select(0, which.flatten()).view(which.shape)[:, None]
-            yield _Block(start, stop, scores, apart, which)
+            yield _Block(start, stop, scores, which, below[: stop - start, : stop - start])
 
 
 @custom_op("userec::cpu_hstu_attention", mutates_args=())
@@ -104,11 +122,11 @@ def _forward(
     divisor: float,
     scale: float,
 ) -> Tensor:
-    call = _Call(offsets, position_table, time_table, time, asked, edges, scale)
+    call = _Call((q, k, v), position_table, time_table, time, asked, edges, scale)
     out = v.new_empty(v.shape)
     for bucket in buckets(offsets):
-        own_q, own_k, own_v = (bucket.pad(x).transpose(1, 2).contiguous() for x in (q, k, v))  # [b, H, L, D]
-        found = torch.empty_like(own_v)
+        own_q, own_k, own_v = call.take(bucket)
+        found = own_v.new_empty(own_v.shape)
         for block in call.blocks(bucket, own_q, own_k):
             weights = block.causal(F.silu(block.scores, inplace=True))
             found[:, :, block.start : block.stop] = weights.to(v.dtype) @ own_v[:, :, : block.stop]
@@ -131,32 +149,33 @@ def _backward(
     divisor: float,
     scale: float,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
-    call = _Call(offsets, position_table, time_table, time, asked, edges, scale)
-    upstream = upstream / divisor
-    dq, dk, dv = torch.empty_like(q), torch.empty_like(k), torch.empty_like(v)
+    call = _Call((q, k, v, upstream / divisor), position_table, time_table, time, asked, edges, scale)
+    gradients = torch.empty_like(call.rows[..., : -v.shape[2]])  # of q, k and v, side by side
     d_position, d_time = (_sums(table, q) for table in (position_table, time_table))
     for bucket in buckets(offsets):
-        own_q, own_k, own_v, own_up = (bucket.pad(x).transpose(1, 2).contiguous() for x in (q, k, v, upstream))
-        to_q, to_k, to_v = torch.empty_like(own_q), *(torch.zeros_like(_wide(x)) for x in (own_k, own_v))
+        own_q, own_k, own_v, own_up = call.take(bucket)
+        found = _wide(own_q).new_zeros(*own_q.shape[:3], gradients.shape[2])
+        to_q, to_k, to_v = found.split(call.widths[:3], 3)
         for block in call.blocks(bucket, own_q, own_k):
             rows, columns = slice(block.start, block.stop), slice(0, block.stop)
-            gate = torch.sigmoid(block.scores)
-            weights = block.causal(block.scores.mul_(gate))
+            weights = block.causal(F.silu(block.scores))
             to_v[:, :, columns] += weights.transpose(2, 3).to(v.dtype) @ own_up[:, :, rows]
-            slope = block.causal(torch.addcmul(gate + weights, weights, gate, value=-1))  # silu' = sigma + silu (1 - sigma)
-            slope.mul_(own_up[:, :, rows] @ own_v[:, :, columns].transpose(2, 3))
+            slope = _wide(own_up[:, :, rows] @ own_v[:, :, columns].transpose(2, 3))  # of the weights, then of the scores
+            slope = block.causal(torch.ops.aten.silu_backward(slope, block.scores))
             narrow = slope.to(q.dtype)
             to_q[:, :, rows] = narrow @ own_k[:, :, columns]
             to_k[:, :, columns] += narrow.transpose(2, 3) @ own_q[:, :, rows]
             if position_table is not None:
-                summed = slope.sum(0)  # [H, r, stop]
-                _add(d_position, block.apart, summed if position_table.shape[1] > 1 else summed.sum(0, keepdim=True))
+                apart = torch.arange(block.start, block.stop)[:, None] - torch.arange(block.stop)
+                summed = slope.sum(0 if position_table.shape[1] > 1 else (0, 1)).view(-1, *apart.shape)  # [H|1, r, stop]
+                _add(d_position, apart.clamp(0, len(position_table) - 1), summed)
             if block.bucket is not None:
                 assert time_table is not None
-                each = slope if time_table.shape[1] > 1 else slope.sum(1, keepdim=True)  # [b, H|1, r, stop]
-                _add(d_time, block.bucket, each.transpose(0, 1))
-        for out, found, factor in ((dq, to_q, scale), (dk, to_k, scale), (dv, to_v, 1.0)):
-            out[bucket.events] = (bucket.pack(found.transpose(1, 2)) * factor).to(out.dtype)
+                _add(d_time, block.bucket, slope.transpose(0, 1) if time_table.shape[1] > 1 else slope.sum(1)[None])
+        to_q.mul_(scale)
+        to_k.mul_(scale)
+        gradients[bucket.events] = bucket.pack(found.transpose(1, 2)).to(gradients.dtype)
+    dq, dk, dv = (x.clone(memory_format=torch.contiguous_format) for x in gradients.split(call.widths[:3], 2))
     return dq, dk, dv, d_position, d_time
 
 
