@@ -7,8 +7,6 @@ the evaluator `ranking` as in a run, with all users. `--save` keeps the figure i
 
 from __future__ import annotations
 
-import argparse
-import json
 import sys
 import tempfile
 import time
@@ -16,7 +14,7 @@ from pathlib import Path
 from typing import Any, Final
 
 sys.path.insert(0, str(Path(__file__).parent))
-from measure import RESULTS, alone, commit, machine
+from measure import publish
 from spine import open_movielens
 
 WIDTHS: Final = {
@@ -68,21 +66,5 @@ def rank(data_dir: Path) -> dict[str, Any]:
     }
 
 
-def main() -> None:
-    """Measure and print; keep where asked."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--data-dir", type=Path, default=Path("../shared/data"))
-    parser.add_argument("--save", action="store_true")
-    given = parser.parse_args()
-    lock = alone()
-    command = "python benchmarks/din_ranking.py --data-dir ../shared/data --save"
-    text = json.dumps({"command": command, "commit": commit(), "machine": machine(), **rank(given.data_dir)}, indent=1)
-    print(text)
-    if given.save:
-        RESULTS.mkdir(exist_ok=True)
-        (RESULTS / "din-ranking.json").write_text(text + "\n", encoding="utf-8")
-    del lock
-
-
 if __name__ == "__main__":
-    main()
+    publish("din-ranking", __doc__, rank)

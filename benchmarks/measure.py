@@ -7,6 +7,7 @@ that was cut goes on there, and the result says so: its `wall_s` is then of the 
 
 from __future__ import annotations
 
+import argparse
 import fcntl
 import json
 import os
@@ -15,7 +16,9 @@ import shlex
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 HERE = Path(__file__).parent
 RESULTS = HERE / "results"
@@ -46,6 +49,22 @@ def alone() -> object:
     lock = (WORK / "lock").open("w")
     fcntl.flock(lock, fcntl.LOCK_EX)
     return lock
+
+
+def publish(name: str, about: str | None, figures: Callable[[Path], dict[str, Any]]) -> None:
+    """The command line of a benchmark: measure alone with `--data-dir`, print, and keep as results/NAME.json with `--save`."""
+    parser = argparse.ArgumentParser(description=about, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--data-dir", type=Path, default=Path("../shared/data"))
+    parser.add_argument("--save", action="store_true")
+    given = parser.parse_args()
+    lock = alone()
+    command = f"python benchmarks/{Path(sys.argv[0]).name} --data-dir ../shared/data --save"
+    text = json.dumps({"command": command, "commit": commit(), "machine": machine(), **figures(given.data_dir)}, indent=1)
+    print(text)
+    if given.save:
+        RESULTS.mkdir(exist_ok=True)
+        (RESULTS / f"{name}.json").write_text(text + "\n", encoding="utf-8")
+    del lock
 
 
 def main() -> int:

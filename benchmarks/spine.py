@@ -8,8 +8,6 @@ figures in benchmarks/results/spine.json, which docs/results.md is made from."""
 
 from __future__ import annotations
 
-import argparse
-import json
 import statistics
 import subprocess
 import sys
@@ -21,7 +19,7 @@ from pathlib import Path
 from typing import Any
 
 sys.path.insert(0, str(Path(__file__).parent))
-from measure import RESULTS, alone, commit, machine
+from measure import publish
 
 
 def median_of(times: int, measure: Callable[[], float]) -> float:
@@ -138,23 +136,11 @@ def evaluation_and_loader(data_dir: Path) -> dict[str, float]:
     }
 
 
-def main() -> None:
-    """Measure and print; keep where asked."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--data-dir", type=Path, default=Path("../shared/data"))
-    parser.add_argument("--save", action="store_true")
-    given = parser.parse_args()
-    lock = alone()
-    figures = {"startup_s": startup(), "movielens_1m_first_batch_s": first_batch(given.data_dir)}
-    figures["sasrec_movielens_1m"] = evaluation_and_loader(given.data_dir)
-    about = {"command": "python benchmarks/spine.py --data-dir ../shared/data --save", "commit": commit(), "machine": machine()}
-    text = json.dumps({**about, **figures}, indent=1)
-    print(text)
-    if given.save:
-        RESULTS.mkdir(exist_ok=True)
-        (RESULTS / "spine.json").write_text(text + "\n", encoding="utf-8")
-    del lock
+def figures(data_dir: Path) -> dict[str, Any]:
+    """All of them."""
+    first = {"startup_s": startup(), "movielens_1m_first_batch_s": first_batch(data_dir)}
+    return {**first, "sasrec_movielens_1m": evaluation_and_loader(data_dir)}
 
 
 if __name__ == "__main__":
-    main()
+    publish("spine", __doc__, figures)

@@ -134,6 +134,31 @@ def walk(file: Path) -> list[str]:
     ]
 
 
+def kernels(file: Path) -> list[str]:
+    """What the kernels chosen on a CPU win over the plain forms, alone and in training."""
+    kept = json.loads(file.read_text(encoding="utf-8"))
+    lines = ["## Kernels on a CPU", "", "| op | at | pass | plain ms | chosen ms | times faster | goal, at least |"]
+    lines.append("|---" * 7 + "|")
+    for row in kept["ops"]:
+        what = "forward and backward" if row["train"] else "forward"
+        figures = (f"{row['plain_ms']:.1f}", f"{row['chosen_ms']:.1f}", f"{row['ratio']:.1f}", row["goal"] or "-")
+        lines.append("| " + " | ".join(map(str, (f"`{row['op']}`", row["what"], what, *figures))) + " |")
+    held = kept["linear_cross_entropy_memory_mb"]
+    lines += ["", "| what | plain | chosen | ratio | goal, at least |", "|---|---|---|---|---|"]
+    figures = (f"{held['plain']:.0f}", f"{held['chosen']:.0f}", f"{held['ratio']:.1f}")
+    lines.append(f"| `linear_cross_entropy`, memory that one training call adds, MB | {' | '.join(figures)} | 8 |")
+    for name, row in kept["training_step"].items():
+        figures = (f"{row['plain_ms']:.0f}", f"{row['chosen_ms']:.0f}", f"{row['ratio']:.1f}")
+        lines.append(f"| `{name}` on MovieLens-1M, its recipe, a training step, ms | {' | '.join(figures)} | - |")
+    where = f"commit {kept['commit']}, {kept['machine']}, {kept['threads']} threads, torch {kept['torch']}"
+    return [
+        *lines,
+        "",
+        f"{made}; medians of pairs measured in turn. Plain: `USEREC_KERNELS=torch`, the padded or explicit form.",
+        "",
+    ]
+
+
 def page() -> str:
     """The whole page."""
     results = HERE / "results"
@@ -142,7 +167,7 @@ def page() -> str:
     lines += quality(runs)
     lines += [line for evaluator in SHOWN for line in judged(runs, evaluator)]
     lines += commands(runs)
-    for name, table in (("spine.json", speed), ("din-ranking.json", walk)):
+    for name, table in (("spine.json", speed), ("din-ranking.json", walk), ("kernels.json", kernels)):
         lines += table(results / name) if (results / name).is_file() else []
     return "\n".join(lines).rstrip() + "\n"
 

@@ -84,9 +84,7 @@ class _Call:
         near = time = asked = edges = None
         if self.position_table is not None:
             near = self.position_table[torch.arange(bucket.length).clamp(max=len(self.position_table) - 1)].flip(0).T
-            near = torch.cat(
-                [near, near.new_zeros(len(near), bucket.length)], 1
-            )  # [H, 2 L]: distances L - 1 .. 0, the future
+            near = torch.cat([near, near.new_zeros(len(near), bucket.length)], 1)  # [H, 2 L]: distances L - 1 .. 0, the future
         if self.timed is not None:
             time, asked, edges = (*(bucket.pad(x) for x in self.timed[:2]), self.timed[2])  # [b, L]
         below = _wide(q).new_ones(BLOCK, BLOCK).tril_()

@@ -1,0 +1,339 @@
+"""The kernels of this machine, each beside the plain torch form that it replaces, in one run:
+
+    python benchmarks/kernels.py [--data-dir ../shared/data] [--save]
+
+Random inputs at the sizes named. Every pair is measured in turn, nine times; what is told are medians and the ratio of medians.
+`train` is forward and backward. Memory is the growth of a fresh process's peak in one training call, gradients included. Then
+SASRec and TWIN train on MovieLens-1M with their own recipes, the same batches with `USEREC_KERNELS=torch` and without. `--save`
+keeps the figures in benchmarks/results/kernels.json, which docs/results.md is made from."""
+
+from __future__ import annotations
+
+import json
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+from typing import Any, Final
+
+import torch
+from torch import Tensor
+
+sys.path.insert(0, str(Path(__file__).parent))
+from measure import publish
+from spine import open_movielens
+
+from userec.builtin.kernels import userec_kernels
+from userec.engine.device import choose_matmul, peak_rss_mb
+from userec.kernel.dispatch import Kernels
+from userec.kernel.jagged import offsets_of
+
+TIMES: Final = 9
+STEPS: Final = 12
+Arguments = dict[str, Any]
+
+
+def draw(*shape: int) -> Tensor:
+    """Standard normal numbers."""
+    return torch.randn(*shape)
+
+
+def user_lengths(users: int, mean: float, longest: int) -> list[int]:
+    """Lengths as users have them: log-normal, of that mean within 1, the longest as said."""
+    generator = torch.Generator().manual_seed(3)
+    spread = torch.randn(users, generator=generator).mul(0.75).exp()
+    low, high = 1.0, float(longest)
+    for _ in range(40):  # the scale at which the mean is right after clipping
+        scale = (low + high) / 2
+        found = (spread * scale).round().clamp(5, longest)
+        found[0] = longest
+        low, high = (scale, high) if found.mean() < mean else (low, scale)
+    return [int(length) for length in found]
+
+
+def hstu() -> Arguments:
+    """64 users of mean 67, at most 198 events; position and time bias."""
+    lengths = user_lengths(64, 67, 198)
+    total = sum(lengths)
+    time = torch.cat([part.cumsum(0) for part in torch.randint(0, 86_400, (total,)).split(lengths)])
+    edges = torch.tensor([1.3512**bucket for bucket in range(1, 129)], dtype=torch.float64).ceil().long()
+    return {
+        "q": draw(total, 2, 32),
+        "k": draw(total, 2, 32),
+        "v": draw(total, 2, 32),
+        "offsets": offsets_of(lengths),
+        "position_table": draw(198, 1),
+        "time_table": draw(129, 1),
+        "time": time,
+        "asked": time + 60,
+        "edges": edges,
+        "max_len": 198,
+        "divisor": 211.0,
+    }
+
+
+def jagged() -> Arguments:
+    """The same users, softmax."""
+    lengths = user_lengths(64, 67, 198)
+    total = sum(lengths)
+    rows = {name: draw(total, 2, 32) for name in "qkv"}
+    return {**rows, "offsets": offsets_of(lengths), "max_len": 198, "causal": True}
+
+
+def retention() -> Arguments:
+    """16 users of 1,024 events."""
+    rows = {name: draw(16 * 1024, 2, 32) for name in "qkv"}
+    return {**rows, "decay": torch.tensor([0.97, 0.998]), "offsets": offsets_of([1024] * 16), "max_len": 1024}
+
+
+def retention_step() -> Arguments:
+    """4,096 users, one event each."""
+    rows = {name: draw(4096, 4, 64) for name in "qkv"}
+    return {**rows, "decay": torch.tensor([0.97, 0.98, 0.99, 0.998]), "state": draw(4096, 4, 64, 64)}
+
+
+def linear_cross_entropy() -> Arguments:
+    """2,048 questions, 50,000 items, width 64."""
+    return {
+        "x": draw(2048, 64),
+        "weight": draw(50_000, 64) / 8,
+        "bias": None,
+        "target": torch.randint(50_000, (2048,)),
+        "reduction": "mean",
+    }
+
+
+def sampled_cross_entropy() -> Arguments:
+    """2,048 questions, each with 256 negatives of its own out of 50,000."""
+    return {
+        "x": draw(2048, 64),
+        "weight": draw(50_000, 64) / 8,
+        "bias": None,
+        "target": torch.randint(50_000, (2048,)),
+        "negatives": torch.randint(50_000, (2048, 256)),
+        "reduction": "mean",
+    }
+
+
+def hamming() -> Arguments:
+    """64 candidates, 10,000 events of 64 bits, the 48 nearest."""
+    most = torch.iinfo(torch.int64).max
+    return {
+        "queries": torch.randint(-most, most, (1, 64, 1)),
+        "codes": torch.randint(-most, most, (1, 10_000, 1)),
+        "mask": None,
+        "count": 48,
+    }
+
+
+def hamming_bitwise(queries: Tensor, codes: Tensor, mask: None, *, count: int) -> tuple[Tensor, Tensor]:
+    """The rival of `hamming_topk`: bits of int64 words counted by adding neighbours, then torch.topk."""
+    words = queries.unsqueeze(2) ^ codes.unsqueeze(1)  # [B, C, L, W]
+    words = words - ((words >> 1) & 0x5555555555555555)
+    words = (words & 0x3333333333333333) + ((words >> 2) & 0x3333333333333333)
+    words = (words + (words >> 4)) & 0x0F0F0F0F0F0F0F0F
+    distance = ((words * 0x0101010101010101) >> 56).sum(-1)
+    nearest = distance.topk(count, largest=False)
+    return nearest.indices, nearest.values
+
+
+def simhash() -> Arguments:
+    """100,000 events of width 64, 64 bits."""
+    return {"x": draw(100_000, 64), "planes": draw(64, 64)}
+
+
+def twin() -> Arguments:
+    """TWIN's search: 32 users, 8 questions, 5 candidates, 200 events, 20 kept."""
+    allowed = torch.arange(200) < torch.randint(20, 200, (32, 8, 1))
+    return {
+        "q": draw(32, 8, 4, 5, 16),
+        "k": draw(32, 4, 200, 16),
+        "v": draw(32, 4, 8, 200, 16),
+        "bias": draw(32, 4, 8, 200),
+        "allowed": allowed,
+        "keep": 20,
+    }
+
+
+def pairs() -> Arguments:
+    """256 targets and 50 events each, width 64, 80 units."""
+    which = torch.arange(256).repeat_interleave(50)
+    return {
+        "v": draw(256, 64),
+        "x": draw(256 * 50, 64),
+        "weight": draw(80, 256) / 16,
+        "bias": draw(80),
+        "which_v": which,
+        "which_x": torch.arange(256 * 50),
+        "difference": True,
+    }
+
+
+def augru() -> Arguments:
+    """256 users of mean 50, at most 100 events, width 64."""
+    lengths = user_lengths(256, 50, 100)
+    total = sum(lengths)
+    return {
+        "x": draw(total, 64),
+        "attention": torch.rand(total),
+        "weight_ih": draw(192, 64) / 8,
+        "weight_hh": draw(192, 64) / 8,
+        "bias_ih": draw(192),
+        "bias_hh": draw(192),
+        "offsets": offsets_of(lengths),
+        "max_len": 100,
+    }
+
+
+def bag() -> Arguments:
+    """4,096 bags of mean 20 out of 50,000 rows, width 64."""
+    lengths = user_lengths(4096, 20, 100)
+    return {
+        "weight": draw(50_000, 64),
+        "ids": torch.randint(50_000, (sum(lengths),)),
+        "offsets": offsets_of(lengths),
+        "mode": "sum",
+    }
+
+
+def gate() -> Arguments:
+    """20,000 events of width 256."""
+    return {"x": draw(20_000, 256), "gate": draw(20_000, 256)}
+
+
+CASES: Final[tuple[tuple[str, Callable[[], Arguments], bool, float | None], ...]] = (
+    ("hstu_attention", hstu, True, 4),
+    ("jagged_attention", jagged, True, None),
+    ("retention", retention, True, 10),
+    ("retention_step", retention_step, False, None),
+    ("linear_cross_entropy", linear_cross_entropy, True, 2),
+    ("sampled_cross_entropy", sampled_cross_entropy, True, None),
+    ("hamming_topk", hamming, False, 20),
+    ("simhash_pack", simhash, False, None),
+    ("target_attention", twin, True, None),
+    ("pair_linear", pairs, True, None),
+    ("augru", augru, True, None),
+    ("jagged_embedding_bag", bag, True, None),
+    ("norm_gate", gate, True, None),
+)
+"""(op, its arguments, whether it trains, the ratio that it must reach)."""
+
+RIVALS: Final[dict[str, Callable[..., Any]]] = {"hamming_topk": hamming_bitwise}
+"""What stands in for the reference where that is no fast form of plain torch."""
+
+
+def call(fn: Callable[..., Any], arguments: Arguments, train: bool) -> float:
+    """Seconds of one call."""
+    fresh = {
+        name: x.detach().requires_grad_(train and x.is_floating_point()) if isinstance(x, Tensor) else x
+        for name, x in arguments.items()
+    }
+    began = time.perf_counter()
+    with torch.set_grad_enabled(train):
+        out = fn(**fresh)
+        if train:
+            first = out if isinstance(out, Tensor) else out[0]
+            first.sum().backward()
+    return time.perf_counter() - began
+
+
+def in_turn(kernels: Kernels, op: str, arguments: Arguments, train: bool) -> dict[str, float]:
+    """Medians in milliseconds of the plain form and of what is chosen here, and their ratio."""
+    fn = kernels.op(op)
+    plain, chosen = [], []
+    for turn in range(TIMES + 1):
+        with kernels.use("torch"):
+            plain_s = call(RIVALS.get(op, fn), arguments, train)
+        chosen_s = call(fn, arguments, train)
+        if turn:  # the first of each warms up
+            plain.append(plain_s)
+            chosen.append(chosen_s)
+    before, after = statistics.median(plain), statistics.median(chosen)
+    return {"plain_ms": 1000 * before, "chosen_ms": 1000 * after, "ratio": before / after}
+
+
+def memory(op: str, choice: str) -> float:
+    """MB by which one training call raises the peak of a fresh process."""
+    command = [sys.executable, __file__, "--memory", op, choice]
+    return float(json.loads(subprocess.check_output(command, text=True)))
+
+
+def grow(op: str, choice: str) -> float:
+    """What `memory` asks of the process it starts."""
+    arguments = next(make for name, make, _, _ in CASES if name == op)()
+    fn = Kernels(userec_kernels(), use=choice).op(op)
+    call(fn, {**arguments, "x": arguments["x"][:2], "target": arguments["target"][:2]}, True)  # libraries are loaded
+    before = peak_rss_mb()
+    call(fn, arguments, True)
+    return peak_rss_mb() - before
+
+
+def end_to_end(name: str, split: str, data_dir: Path) -> dict[str, float]:
+    """Milliseconds of a training step on MovieLens-1M, plain and chosen in turn on the same batches; medians."""
+    from userec.engine.learner import GradientLearner
+    from userec.registry import load
+    from userec.testing import open_session
+
+    registry = load()
+    torch.manual_seed(1)
+    with tempfile.TemporaryDirectory() as folder:
+        coded, _ = open_movielens(data_dir, Path(folder))
+        session = open_session(registry.plugins, coded, {"encoder": {"name": name}, "split": {"name": split}})
+        experiment = session.run.experiment
+        model = session.compose(experiment)
+        encoder = model.encoder
+        encoder.begin_task(("next",), "train")
+        objective = model.build.objective(experiment.objective)
+        learner = GradientLearner(encoder.train(), objective, experiment.train, 1, torch.device("cpu"))
+        loader = session.loader(model, ("next",), encoder.window, objective.ahead, encoder.reads | objective.reads)
+        batches = loader.batches(0)
+        plain, chosen = [], []
+        for step in range(STEPS + 1):
+            batch = next(batches)
+            with session.build.kernels.use("torch"):
+                began = time.perf_counter()
+                learner.step([batch], 2 * step, 0.0, 1000)
+                plain_s = time.perf_counter() - began
+            began = time.perf_counter()
+            learner.step([batch], 2 * step + 1, 0.0, 1000)
+            if step:
+                plain.append(plain_s)
+                chosen.append(time.perf_counter() - began)
+    before, after = statistics.median(plain), statistics.median(chosen)
+    return {"plain_ms": 1000 * before, "chosen_ms": 1000 * after, "ratio": before / after}
+
+
+def figures(data_dir: Path) -> dict[str, Any]:
+    """All of them."""
+    precision, why = choose_matmul()
+    torch.manual_seed(0)
+    kernels = Kernels(userec_kernels(), use="auto")
+    ops = []
+    for op, make, trains, goal in CASES:
+        arguments = make()
+        about = " ".join((make.__doc__ or "").split()).rstrip(".")
+        for train in (False, True) if trains else (False,):
+            ops.append({"op": op, "what": about, "train": train, "goal": goal, **in_turn(kernels, op, arguments, train)})
+            print(json.dumps(ops[-1]), file=sys.stderr)
+    full, chunked = (memory("linear_cross_entropy", choice) for choice in ("torch", "auto"))
+    steps = {name: end_to_end(name, split, data_dir) for name, split in (("sasrec", "leave_last"), ("twin", "by_time"))}
+    return {
+        "threads": torch.get_num_threads(),
+        "torch": torch.__version__,
+        "matmul": {"precision": precision, "why": why},
+        "ops": ops,
+        "linear_cross_entropy_memory_mb": {"plain": full, "chosen": chunked, "ratio": full / chunked},
+        "training_step": steps,
+    }
+
+
+if __name__ == "__main__":
+    if sys.argv[1:2] == ["--memory"]:
+        choose_matmul()
+        print(json.dumps(partial(grow, *sys.argv[2:4])()))
+    else:
+        publish("kernels", __doc__, figures)
