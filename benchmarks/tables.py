@@ -151,10 +151,11 @@ def kernels(file: Path) -> list[str]:
         figures = (f"{row['plain_ms']:.0f}", f"{row['chosen_ms']:.0f}", f"{row['ratio']:.1f}")
         lines.append(f"| `{name}` on MovieLens-1M, its recipe, a training step, ms | {' | '.join(figures)} | - |")
     where = f"commit {kept['commit']}, {kept['machine']}, {kept['threads']} threads, torch {kept['torch']}"
+    plain = "Plain: `USEREC_KERNELS=torch`, the padded or explicit form"
     return [
         *lines,
         "",
-        f"{made}; medians of pairs measured in turn. Plain: `USEREC_KERNELS=torch`, the padded or explicit form.",
+        f"{plain}. Made by `{kept['command']}` ({where}); medians of pairs measured in turn.",
         "",
     ]
 
