@@ -34,7 +34,7 @@ def retention(
     padded_q, padded_k, padded_v = (pad(x.to(sums), offsets, max_len).transpose(1, 2) for x in (q, k, v))  # [B, H, L, D]
     lengths, place = offsets.long().diff(), torch.arange(max_len, device=q.device)
     apart = place[:, None] - place  # [L, L]
-    within = powers(decay, apart, sums) * (apart >= 0)  # [H, L, L]
+    within = powers(decay, place, sums)[:, apart.clamp(min=0)] * (apart >= 0)  # [H, L, L]
     left = powers(decay, lengths[:, None] - 1 - place, sums)  # [H, B, L]: from the event to the user's last
     out = (padded_q @ padded_k.transpose(2, 3) * within) @ padded_v  # [B, H, L, Dv]
     after = (padded_k * left.transpose(0, 1)[..., None]).transpose(2, 3) @ padded_v  # [B, H, D, Dv]
@@ -82,15 +82,15 @@ def cost(arguments: Mapping[str, Any]) -> Cost:
 
 def cases() -> Iterable[Case]:
     """Every layout of lengths, with a state and without; decays near 0 and near 1; one head; a value as wide as its key."""
-    event, user, out, fixed = ("q", "k", "v"), ("state",), ("event", "user"), ("decay",)
+    case = partial(Case, event=("q", "k", "v"), user=("state",), out=("event", "user"), fixed=("decay",))
     for name, lengths in EDGES.items():
-        yield Case(name, partial(_arguments, lengths), event, user, out, fixed)
-        yield Case(f"{name}, no state", partial(_arguments, lengths, brought=False), event, user, out, fixed)
+        yield case(name, partial(_arguments, lengths))
+        yield case(f"{name}, no state", partial(_arguments, lengths, brought=False))
     some = EDGES["blocks"]
-    yield Case("forgets at once", partial(_arguments, some, decay=(1e-3, 1e-30)), event, user, out, fixed)
-    yield Case("hardly forgets", partial(_arguments, some, decay=(1 - 1 / 512, 1 - 1e-6)), event, user, out, fixed)
-    yield Case("one head", partial(_arguments, some, decay=(0.9,)), event, user, out, fixed)
-    yield Case("square state", partial(_arguments, some, values=16), event, user, out, fixed)
+    yield case("forgets at once", partial(_arguments, some, decay=(1e-3, 1e-30)))
+    yield case("hardly forgets", partial(_arguments, some, decay=(1 - 1 / 512, 1 - 1e-6)))
+    yield case("one head", partial(_arguments, some, decay=(0.9,)))
+    yield case("square state", partial(_arguments, some, values=16))
 
 
 def _arguments(

@@ -33,13 +33,13 @@ def cost(arguments: Mapping[str, Any]) -> Cost:
 
 def cases() -> Iterable[Case]:
     """No user, one, more than a chunk holds; a state of one number, one of USE's size, a value wider than its key."""
-    user, out, fixed = ("q", "k", "v", "state"), ("user", "user"), ("decay",)
+    case = partial(Case, user=("q", "k", "v", "state"), out=("user", "user"), fixed=("decay",))
     for users in (5, 1, 0):
-        yield Case(f"{users} users", partial(_arguments, users), (), user, out, fixed)
-    yield Case("two chunks", partial(_arguments, 33, keys=64, values=64), (), user, out, fixed)
-    yield Case("one number", partial(_arguments, 3, keys=1, values=1), (), user, out, fixed)
-    yield Case("wide value", partial(_arguments, 3, keys=8, values=24), (), user, out, fixed)
-    yield Case("hardly forgets", partial(_arguments, 3, decay=(1 - 1 / 512, 1 - 1e-6)), (), user, out, fixed)
+        yield case(f"{users} users", partial(_arguments, users))
+    yield case("two chunks", partial(_arguments, 33, keys=64, values=64))
+    yield case("one number", partial(_arguments, 3, keys=1, values=1))
+    yield case("wide value", partial(_arguments, 3, keys=8, values=24))
+    yield case("hardly forgets", partial(_arguments, 3, decay=(1 - 1 / 512, 1 - 1e-6)))
 
 
 def _arguments(
