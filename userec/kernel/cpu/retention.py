@@ -52,8 +52,8 @@ class _Chunk:
     kept: Tensor  # [n, 1, 1], from the state before to the state after
 
     def take(self, x: Tensor) -> Tensor:
-        """[S, H, D] -> [n, c, D], zeros at padding."""
-        own = x.reshape(-1, x.shape[-1]).index_select(0, self.places).to(self.since.dtype)
+        """[S, H, D], contiguous -> [n, c, D], zeros at padding."""
+        own = x.view(-1, x.shape[-1]).index_select(0, self.places).to(self.since.dtype)
         if self.slot is not None:
             own = own.new_zeros(self.since.numel(), x.shape[-1]).index_copy_(0, self.slot, own)
         return own.view(*self.since.shape[:2], x.shape[-1])
@@ -79,15 +79,14 @@ def _buckets(decay: Tensor, offsets: Tensor, dtype: torch.dtype) -> Iterator[tup
     """Of each bucket its users [b], shortest first, and their chunks."""
     offsets = offsets.long()
     for bucket in buckets(offsets, GROWTH):
-        count = -(-bucket.length // CHUNK)
-        yield (
-            bucket.rows,
-            _chunks(decay, offsets[bucket.rows], offsets.diff()[bucket.rows], count, -(-bucket.length // count), dtype),
-        )
+        yield bucket.rows, _chunks(decay, offsets[bucket.rows], offsets.diff()[bucket.rows], dtype)
 
 
-def _chunks(decay: Tensor, starts: Tensor, lengths: Tensor, count: int, size: int, dtype: torch.dtype) -> list[_Chunk]:
-    """`count` chunks of `size` events; the users begin at `starts` [b] and have `lengths` [b], ascending."""
+def _chunks(decay: Tensor, starts: Tensor, lengths: Tensor, dtype: torch.dtype) -> list[_Chunk]:
+    """Chunks of equal size; the users begin at `starts` [b] and have `lengths` [b], ascending."""
+    longest = int(lengths[-1])
+    count = -(-longest // CHUNK)
+    size = -(-longest // count)
     heads, place, begin = len(decay), torch.arange(size), torch.arange(count) * size
     table = torch.cat([decay.new_zeros(heads, 1, dtype=dtype), powers(decay, torch.arange(size + 1), dtype)], 1)
     within = table[:, (place[:, None] - place + 1).clamp(min=0)]  # column i + 1 has the decay over i events, column 0 nothing
@@ -116,6 +115,7 @@ def _chunks(decay: Tensor, starts: Tensor, lengths: Tensor, count: int, size: in
 @custom_op("userec::cpu_retention", mutates_args=())
 def _forward(q: Tensor, k: Tensor, v: Tensor, decay: Tensor, offsets: Tensor, state: Tensor | None) -> tuple[Tensor, Tensor]:
     out, after = v.new_empty(v.shape), _brought(q, v, offsets, state)
+    q, k, v = (x.contiguous() for x in (q, k, v))
     for users, chunks in _buckets(decay, offsets, after.dtype):
         carried = after[users].flatten(0, 1)  # [b H, D, Dv]
         for chunk in chunks:
@@ -140,6 +140,7 @@ def _backward(
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     dq, dk, dv = (x.new_empty(x.shape) for x in (q, k, v))
     brought, to_state = _brought(q, v, offsets, state), _brought(q, v, offsets, to_after)
+    q, k, v, upstream = (x.contiguous() for x in (q, k, v, upstream))
     for users, chunks in _buckets(decay, offsets, brought.dtype):
         carried = brought[users].flatten(0, 1)  # [b H, D, Dv]
         before = []  # the state before each chunk
