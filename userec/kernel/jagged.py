@@ -73,8 +73,8 @@ class Bucket:
         return flat if self.slot is None else flat.index_select(0, self.slot)
 
 
-def buckets(offsets: Tensor) -> list[Bucket]:
-    """Users with events, by length, in buckets within which the longest is at most `GROWTH` times the shortest."""
+def buckets(offsets: Tensor, growth: float = GROWTH) -> list[Bucket]:
+    """Users with events, shortest first, in buckets within which the longest is at most `growth` times the shortest."""
     starts = offsets.long().cpu().numpy()
     lengths = np.diff(starts)
     order = np.argsort(lengths, kind="stable")
@@ -83,7 +83,7 @@ def buckets(offsets: Tensor) -> list[Bucket]:
     low = 0
     while low < len(order):
         least = lengths[order[low]]
-        high = int(np.searchsorted(lengths[order], max(int(least * GROWTH), least), side="right"))
+        high = int(np.searchsorted(lengths[order], max(int(least * growth), least), side="right"))
         rows = order[low:high]
         own, length = lengths[rows], int(lengths[rows[-1]])
         row = np.repeat(np.arange(len(rows)), own)
