@@ -240,5 +240,5 @@ def capability(device: torch.device) -> int | None:
     """90 for 9.0, of a CUDA device; None where it is none, or where this machine has none."""
     if device.type != "cuda" or not torch.cuda.is_available():
         return None
-    major, minor = torch.cuda.get_devicecapability(device)
+    major, minor = torch.cuda.get_device_capability(device)
     return 10 * major + minor
