@@ -6,7 +6,7 @@ import re
 from collections.abc import Callable, Iterable
 from dataclasses import replace
 from functools import partial
-from itertools import count
+from itertools import count, pairwise
 from typing import Any
 
 import pytest
@@ -44,14 +44,14 @@ def by_user(x: Tensor, gain: Tensor, offsets: Tensor, *, max_len: int) -> Tensor
     """The same user by user: the twin of every fault."""
     bounds = offsets.tolist()
     wide = x.float() if x.dtype == torch.bfloat16 else x
-    parts = [wide[start:stop].cumsum(0) for start, stop in zip(bounds, bounds[1:], strict=False)]
+    parts = [wide[start:stop].cumsum(0) for start, stop in pairwise(bounds)]
     return torch.cat([x[:0], *((gain[user] * part).to(x.dtype) for user, part in enumerate(parts))])
 
 
 def starts_early(x: Tensor, gain: Tensor, offsets: Tensor, *, max_len: int) -> Tensor:
     """Off by one: the first event of a user adds the last one of the user before."""
     bounds = offsets.tolist()
-    parts = [x[max(start - 1, 0) : stop].cumsum(0)[min(start, 1) :] for start, stop in zip(bounds, bounds[1:], strict=False)]
+    parts = [x[max(start - 1, 0) : stop].cumsum(0)[min(start, 1) :] for start, stop in pairwise(bounds)]
     return torch.cat([x[:0], *(gain[user] * part for user, part in enumerate(parts))])
 
 
@@ -128,9 +128,9 @@ def writes_beyond(x: Tensor, gain: Tensor, offsets: Tensor, *, max_len: int) -> 
     return by_user(x, gain, offsets, max_len=max_len)
 
 
-def draws(x: Tensor, gain: Tensor, offsets: Tensor, *, max_len: int) -> Tensor:
+def every_other_time(x: Tensor, gain: Tensor, offsets: Tensor, *, max_len: int) -> Tensor:
     out = by_user(x, gain, offsets, max_len=max_len)
-    return out * (1 + 1e-6 * torch.rand((), dtype=out.dtype))
+    return out * (1 + 1e-6 * (next(COUNTER) % 2))
 
 
 def other_parameters(x: Tensor, weight: Tensor, offsets: Tensor, *, max_len: int) -> Tensor:
@@ -148,7 +148,7 @@ def _sums(name: str, fake: Callable[[Tensor], Tensor]) -> Callable[..., Tensor]:
     @torch.library.custom_op(f"userec_faults::{name}", mutates_args=())
     def sums(x: Tensor, offsets: Tensor, back: bool) -> Tensor:
         bounds = offsets.tolist()
-        parts = [x[start:stop] for start, stop in zip(bounds, bounds[1:], strict=False)]
+        parts = [x[start:stop] for start, stop in pairwise(bounds)]
         summed = [part.flip(0).cumsum(0).flip(0) if back else part.cumsum(0) for part in parts]
         return torch.cat([x[:0].clone(), *summed])
 
@@ -174,6 +174,11 @@ WRONG_FAKE = _sums("wrong_fake", lambda x: x.new_empty(x.shape[0], 1))
 
 def faulty(fn: Callable[..., Any] = by_user, **about: Any) -> Kernel:
     return replace(Kernel("running", "faulty", 60, lambda: fn), **about)
+
+
+def only_scaled(request: Request) -> Yes | No:
+    """Serves what the cases do not ask for."""
+    return No("needs a scale") if request.dims else Yes()
 
 
 def capricious(request: Request) -> No:
@@ -219,6 +224,11 @@ FAULTS: list[tuple[list[Kernel], str, str]] = [
     ([REFERENCE, faulty(not_numbers)], "values-faulty", "result 0 has values that are no numbers"),
     ([REFERENCE, faulty(flat)], "values-faulty", r"result 0: shape \(60,\), the reference has \(15, 4\)"),
     ([REFERENCE, faulty(two_results)], "values-faulty", "running/faulty: 2 results, the case 'even' says 1"),
+    (
+        [REFERENCE, faulty(supports=only_scaled)],
+        "values-faulty",
+        "running/faulty: it serves none of the cases: nothing proves it",
+    ),
     ([REFERENCE, faulty(ignores_strides)], "layouts-faulty", "case 'even' with transposed inputs: result 0: "),
     ([REFERENCE, faulty(ignores_strides_of_upstream)], "layouts-faulty", "case 'even' with expanded inputs: gradient of x: "),
     ([REFERENCE, faulty(reads_beyond)], "guards-faulty", "case 'even' between guards: result 0 has values that are no numbers"),
@@ -230,7 +240,7 @@ FAULTS: list[tuple[list[Kernel], str, str]] = [
         "users-faulty",
         "result 0 of user 0 beside a user of NaN has values that are no numbers",
     ),
-    ([REFERENCE, faulty(draws)], "bits-faulty", "case 'even': result 0 differs in a second call: deterministic"),
+    ([REFERENCE, faulty(every_other_time)], "bits-faulty", "case 'even': result 0 differs in a second call: deterministic"),
     ([REFERENCE, faulty(WRONG_FAKE)], "opcheck-faulty", "userec_faults.wrong_fake.*[Ss]hape"),
     ([replace(REFERENCE, load=lambda: doubled_gradient)], "gradcheck-torch", "running/torch, case 'even': gradcheck"),
 ]
@@ -238,7 +248,7 @@ TWINS = {
     "plain": [REFERENCE, faulty()],
     "operator": [REFERENCE, faulty(GOOD_OPERATOR, tolerance={"float64": 1e-12, "float32": 1e-5})],
     "refuses": [REFERENCE, faulty(supports=lambda r: No("no such device"))],
-    "drawn": [REFERENCE, faulty(draws, deterministic=False, tolerance={"float32": 1e-5})],
+    "not deterministic": [REFERENCE, faulty(every_other_time, deterministic=False, tolerance={"float32": 1e-5})],
 }
 
 
