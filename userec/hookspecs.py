@@ -103,7 +103,7 @@ def userec_kernels() -> Iterable[Kernel]:  # type: ignore[empty-body]
     Example:
         @hookimpl
         def userec_kernels():
-            return [Kernel("hstu_attention", "mine", priority=60, load=lambda: my_attention)]
+            return [Kernel("attention", "mine", priority=50, load=lambda: my_attention)]
     """
 
 
