@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import importlib.metadata
 import json
+import re
 from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 from userec.cli import doctor
+from userec.engine import device
 
 
 def findings(userec: Any, *words: str) -> tuple[int, dict[str, dict[str, str]]]:
@@ -21,9 +24,21 @@ def test_a_sound_installation(install: Any, userec: Any) -> None:
     install("good")
     code, found = findings(userec)
     assert code == 0, [row for row in found.values() if row["status"] == "FAIL"]
-    assert {"python", "dependencies", "torch", "numpy", "pandas", "plugins", "cache", "disk", "data"} == set(found)
+    assert {
+        "python",
+        "dependencies",
+        "torch",
+        "numpy",
+        "pandas",
+        "plugins",
+        "fp32 matmul",
+        "kernels",
+        "cache",
+        "disk",
+        "data",
+    } == set(found)
     assert "threads" in found["torch"]["detail"]
-    assert userec("doctor")[1].count("\nok ") == 9
+    assert userec("doctor")[1].count("\nok ") == 11
 
 
 @pytest.mark.parametrize("kind", ["broken_on_import", "raises_in_hook", "misspelt_hook", "wrong_signature"])
@@ -91,3 +106,37 @@ def test_little_disk_is_a_warning(userec: Any, monkeypatch: pytest.MonkeyPatch) 
     monkeypatch.setattr(doctor, "LEAST_DISK_GB", 1e12)
     code, found = findings(userec)
     assert (code, found["disk"]["status"]) == (0, "warn")
+
+
+def test_the_matrix_product_is_told_by_speed_and_chosen_by_error(userec: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    before = torch.get_float32_matmul_precision()
+    told = findings(userec)[1]["fp32 matmul"]["detail"]
+    speeds = [float(number) for number in re.findall(r"([\d.]+) GFLOP/s", told)]
+    errors = [float(number) for number in re.findall(r"error ([\d.e+-]+)", told)]
+    assert len(speeds) == len(errors) == 2
+    assert min(speeds) > 0
+    assert errors[0] < device.FP32_ERROR
+    assert ("medium is chosen" in told) == (errors[1] <= device.FP32_ERROR)
+    assert torch.get_float32_matmul_precision() == before
+    monkeypatch.setattr(device, "matmul_errors", lambda: {"highest": 2e-7, "medium": 1e-3})
+    assert "highest is chosen: medium is no fp32" in findings(userec)[1]["fp32 matmul"]["detail"]
+    assert device.choose_matmul()[0] == "highest"
+    monkeypatch.undo()
+    torch.set_float32_matmul_precision(before)
+
+
+def test_a_choice_of_kernels_that_cannot_be_had(userec: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("userec.registry.DEFAULTS", ("userec.builtin.kernels",))
+    assert re.fullmatch(r"\d+ ops, \d+ kernels of 3 providers \(compiled, cpu, torch\)", findings(userec)[1]["kernels"]["detail"])
+    monkeypatch.setattr("userec.builtin.kernels.shutil.which", lambda name: None)
+    monkeypatch.setenv("USEREC_KERNELS", "compiled")
+    code, found = findings(userec)
+    assert (code, found["USEREC_KERNELS"]["status"]) == (0, "warn")
+    assert "compiled cannot serve" in found["USEREC_KERNELS"]["detail"]
+    assert "install g++" in found["USEREC_KERNELS"]["detail"]
+    monkeypatch.setenv("USEREC_KERNELS", "hstu_attention=compiled")
+    assert "nothing serves hstu_attention:" in userec("doctor")[1]
+    monkeypatch.setenv("USEREC_KERNELS", "cpus")
+    code, found = findings(userec)
+    assert (code, found["kernels"]["status"]) == (1, "FAIL")
+    assert "did you mean 'cpu'?" in found["kernels"]["detail"]

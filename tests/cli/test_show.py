@@ -71,3 +71,16 @@ def test_a_name_claimed_twice_has_to_be_chosen(install: Any, userec: Any) -> Non
     assert (code, out) == (2, "")
     assert "acme:newest" in err
     assert "Another newest." in userec("show", "acme:newest")[1]
+
+
+def test_a_built_in_op_shows_its_formula_signature_limits_and_cases(userec: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("userec.registry.DEFAULTS", ("userec.builtin.kernels",))
+    out = userec("show", "hstu_attention")[1]
+    assert "  O_i = sum_{j <= i} silu(" in out
+    assert "\nhstu_attention(q: Tensor, k: Tensor, v: Tensor, offsets: Tensor, position_table: Tensor | None = None, " in out
+    assert re.search(r"^compiled +userec .* priority 50, opt-in +float64 1e-12, float32 1e-05, bfloat16 0.01$", out, re.MULTILINE)
+    assert "\ncases         edges, blocks, " in out
+    (one,) = json.loads(userec("show", "hstu_attention", "--json")[1])
+    assert one["signature"].endswith("scale: float = 1.0) -> Tensor")
+    assert {row["provider"]: row["opt_in"] for row in one["providers"]} == {"compiled": True, "cpu": False, "torch": False}
+    assert "no bias" in one["cases"]

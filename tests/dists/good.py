@@ -1,6 +1,7 @@
 """A whole plugin: a model, a data set, an objective, an evaluator, a kernel, an observer."""
 
 from collections.abc import Iterable
+from functools import partial
 from typing import Any
 
 import pandas as pd
@@ -12,7 +13,7 @@ from userec.config import Config, Ref
 from userec.dataset.contract import Dataset
 from userec.encoder.contract import Encoder
 from userec.evaluator.contract import Evaluator
-from userec.kernel.contract import Kernel
+from userec.kernel.contract import Case, Kernel
 from userec.markers import hookimpl
 from userec.objective.contract import Objective, Step
 
@@ -77,6 +78,20 @@ class Silent(Evaluator):
         return ()
 
 
+def twice(x: torch.Tensor, *, times: int = 1) -> torch.Tensor:
+    """2 x, so many times: x [N, D] -> [N, D]."""
+    return x * 2**times
+
+
+def twice_arguments(times: int, generator: torch.Generator) -> dict[str, Any]:
+    return {"x": torch.randn(5, 4, generator=generator, dtype=torch.float64), "times": times}
+
+
+def twice_cases() -> Iterable[Case]:
+    for times in (0, 1, 3):
+        yield Case(f"{times} times", partial(twice_arguments, times), user=("x",), out=("user",))
+
+
 @hookimpl
 def userec_encoders() -> list[type[Encoder]]:
     return [Newest]
@@ -99,7 +114,7 @@ def userec_evaluators() -> list[type[Evaluator]]:
 
 @hookimpl
 def userec_kernels() -> list[Kernel]:
-    return [Kernel("twice", "torch", 0, load=lambda: lambda x: 2 * x, reference=True)]
+    return [Kernel("twice", "torch", 0, load=lambda: twice, reference=True, cases=twice_cases)]
 
 
 @hookimpl

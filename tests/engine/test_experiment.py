@@ -4,7 +4,8 @@ import tomllib
 
 import pytest
 
-from userec.engine.experiment import Experiment, merge, read_file, read_settings, resolve, to_toml
+from userec.config import parse
+from userec.engine.experiment import Experiment, TrainConfig, merge, read_file, read_settings, resolve, to_toml
 from userec.errors import UserError
 from userec.schema import NEXT
 
@@ -95,3 +96,9 @@ def test_every_mistake_is_told_at_once():
 
 def test_defaults_make_an_experiment():
     assert isinstance(resolve(SAID, {}, NEXT), Experiment)
+
+
+def test_half_precision_is_refused_with_the_reason_and_the_way_out() -> None:
+    with pytest.raises(UserError, match=r"'train.precision': fp16 is .* slower than fp32 on a CPU.*take fp32 or bf16"):
+        parse(TrainConfig, {"precision": "fp16"}, "train")
+    assert parse(TrainConfig, {"precision": "bf16"}, "train").precision == "bf16"

@@ -183,3 +183,13 @@ def test_float16_on_a_cpu_is_refused_with_the_way_out() -> None:
 def test_what_has_no_floating_tensor_is_asked_for_by_its_first_tensor() -> None:
     request = request_of("codes", {"codes": torch.zeros(3, dtype=torch.int64), "count": 4})
     assert (request.device, request.dtype, request.flags) == ("cpu", "int64", {"codes"})
+
+
+def test_explain_tells_what_resolve_does() -> None:
+    kernels = Kernels([REFERENCE, FLIPPER], use="flipper,strict")
+    told = {one.kernel.provider: (one.verdict, one.reason) for one in kernels.explain(Request("same"))}
+    assert told == {"flipper": ("no", "only flips"), "torch": ("no", "not asked: strict, flipper must serve")}
+    assert (kernels.asked("same"), Kernels([REFERENCE], use="same=torch").asked("same")) == (("flipper",), ("torch",))
+    half = Kernels([REFERENCE], use="auto").explain(Request("same", dtype="float16"))
+    assert [one.verdict for one in half] == ["no"]
+    assert "use float32 or bfloat16" in half[0].reason

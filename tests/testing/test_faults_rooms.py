@@ -1,4 +1,4 @@
-"""Planted faults of data sets, evaluators and kernels; and the doors of the kit."""
+"""Planted faults of data sets and evaluators; and the doors of the kit."""
 
 import re
 import subprocess
@@ -11,7 +11,6 @@ import pytest
 
 from userec.errors import UserError
 from userec.evaluator.contract import Evaluator, Metric
-from userec.kernel.contract import Kernel, No
 from userec.schema import FIRST, NEXT, Field, Task
 from userec.testing import contract
 from userec.testing.checks import KINDS, checks_for
@@ -146,13 +145,6 @@ class StringReads(Mean):
     reads = "item"
 
 
-def reference(x, scale=1.0):
-    return x * scale
-
-
-REFERENCE = Kernel("twice", "torch", 0, lambda: reference, reference=True)
-GOOD = [REFERENCE, Kernel("twice", "cpu", 10, lambda: reference)]
-
 FAULTS = [
     ("datasets", RandomSample, "sample", "events.csv differs when the sample is written twice"),
     ("datasets", NoItems, "tables", "events\\(\\) has no column 'item'"),
@@ -167,23 +159,8 @@ FAULTS = [
     ("evaluators", RandomNumbers, "repeatable_metrics", "non-determinism"),
     ("evaluators", LastBatchOnly, "metric_batches", "batch dependence"),
     ("evaluators", StringReads, "claims", "reads is str"),
-    ("kernels", [GOOD[1]], "op", "no reference"),
-    (
-        "kernels",
-        [REFERENCE, replace(GOOD[1], supports=lambda r: No(str(next(COUNTER))))],
-        "supports",
-        "it is not pure",
-    ),
-    ("kernels", [REFERENCE, replace(GOOD[1], supports=lambda r: True)], "supports", "neither Yes nor No"),
-    ("kernels", [REFERENCE, replace(GOOD[1], supports=lambda r: No(""))], "supports", "without a reason"),
-    (
-        "kernels",
-        [REFERENCE, replace(GOOD[1], load=lambda: lambda x: x)],
-        "signature",
-        "takes \\(x\\), the reference \\(x, scale\\)",
-    ),
 ]
-GOODS = [("datasets", TinyDataset), ("datasets", Filed), ("evaluators", Mean), ("kernels", GOOD)]
+GOODS = [("datasets", TinyDataset), ("datasets", Filed), ("evaluators", Mean)]
 
 
 @pytest.mark.parametrize(

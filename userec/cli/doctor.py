@@ -17,6 +17,7 @@ import typer
 
 from userec.cli.output import blocked, print_json, print_table
 from userec.dataset.locate import cache_folder
+from userec.errors import UserError
 from userec.registry import CORE, Registry, core_version, load
 
 LEAST_DISK_GB: Final = 2.0
@@ -37,7 +38,7 @@ def doctor(
     ctx: typer.Context,
     as_json: Annotated[bool, typer.Option("--json", help="A list of objects on stdout.")] = False,
 ) -> None:
-    """Look at python, torch, the plugins, the folders and the dependencies; exits 1 where one of them fails."""
+    """Look at python, torch, the plugins, the kernels, the folders and the dependencies; exits 1 where one of them fails."""
     findings = list(examine(os.environ, blocked(ctx)))
     if as_json:
         print_json([asdict(finding) for finding in findings])
@@ -54,10 +55,15 @@ def examine(environ: Mapping[str, str], block: tuple[str, ...] = ()) -> Iterator
         "python", "ok", f"{platform.python_version()} on {platform.system()} {platform.machine()}, userec {core_version()}"
     )
     yield from _dependencies()
-    yield _imports("torch", _torch)
+    torch = _imports("torch", _torch)
+    yield torch
     yield _imports("numpy", lambda: importlib.import_module("numpy").__version__)
     yield _imports("pandas", lambda: importlib.import_module("pandas").__version__)
-    yield from _plugins(load(block=block, environ=environ))
+    registry = load(block=block, environ=environ)
+    yield from _plugins(registry)
+    if torch.status == "ok":
+        yield _matmul()
+        yield from _kernels(registry)
     yield from _cache(cache_folder(environ))
     yield _data(environ)
 
@@ -76,6 +82,61 @@ def _torch() -> str:
     torch = importlib.import_module("torch")
     device = f"cuda ({torch.cuda.get_device_name()})" if torch.cuda.is_available() else "cpu"
     return f"{torch.__version__}, {torch.get_num_threads()} threads of {os.cpu_count()} cores, device {device}"
+
+
+def _matmul() -> Finding:
+    """How fast and how exact the fp32 matrix product is on this CPU, and which setting a run takes."""
+    from userec.engine.device import FP32_ERROR, exact_enough, matmul_errors, matmul_speeds
+
+    errors, speeds = matmul_errors(), matmul_speeds()
+    told = ", ".join(f"{setting} {speeds[setting]:.0f} GFLOP/s with relative error {errors[setting]:.1e}" for setting in errors)
+    exact = exact_enough(errors) == "medium"
+    why = (
+        f"medium is chosen: its error is at most {FP32_ERROR:.0e}, still fp32"
+        if exact
+        else "highest is chosen: medium is no fp32"
+    )
+    return Finding("fp32 matmul", "ok", f"{told}; {why} (by error alone, so that a seed gives one result)")
+
+
+def _kernels(registry: Registry) -> Iterator[Finding]:
+    """How many ops and providers there are, and what USEREC_KERNELS asks for that this machine cannot have."""
+    import torch
+
+    from userec.cli.kernels import kernels_of, request_for
+    from userec.kernel.dispatch import CHOICE
+
+    try:
+        kernels = kernels_of(registry)
+    except UserError as error:
+        yield Finding(
+            "kernels",
+            "FAIL",
+            str(error),
+            f"every run fails: `userec list kernels` shows what there is; change {CHOICE}, or -p no:NAME",
+        )
+        return
+    forms = [kernel for provided in kernels.ops.values() for kernel in provided]
+    providers = sorted({kernel.provider for kernel in forms})
+    yield Finding(
+        "kernels", "ok", f"{len(kernels.ops)} ops, {len(forms)} kernels of {len(providers)} providers ({', '.join(providers)})"
+    )
+    devices = ("cpu", "cuda") if torch.cuda.is_available() else ("cpu",)
+    refused: dict[tuple[str, str], list[str]] = {}  # {(provider, its reason): ops}
+    nothing = []
+    for op in kernels.ops:
+        asked = [kernels.explain(request_for(kernels.reference(op), device, "float32")) for device in devices]
+        for here in zip(*asked, strict=True):
+            name = here[0].kernel.provider
+            if name in kernels.asked(op) and all(one.verdict == "no" for one in here):
+                refused.setdefault((name, here[0].reason), []).append(op)
+        if all(one.verdict == "no" for verdicts in asked for one in verdicts):
+            nothing.append(op)
+    for (name, reason), ops in refused.items():
+        yield Finding(CHOICE, "warn", f"{name} cannot serve {', '.join(ops)}: {reason}", "`userec kernels` tells what does")
+    if nothing:
+        told = f"nothing serves {', '.join(nothing)}: a run that calls one of them fails"
+        yield Finding(CHOICE, "warn", told, "`userec kernels` tells why; change or unset it")
 
 
 def _dependencies() -> Iterator[Finding]:

@@ -57,7 +57,11 @@ def rows_of(registry: Registry, word: str) -> list[dict[str, Any]]:
             continue
         for kernel in value:
             full = f"{kernel.op}/{kernel.provider}"
-            line = "the plain torch reference" if kernel.reference else f"priority {kernel.priority}"
+            line = (
+                "the plain torch reference"
+                if kernel.reference
+                else f"priority {kernel.priority}{', opt-in' if kernel.opt_in else ''}"
+            )
             row = _row(word, full, registry.origins[kind, full], "paper" if kernel.reference else "variant", line)
             rows.append(row | {"op": kernel.op, "provider": kernel.provider, "priority": kernel.priority})
     return sorted(rows, key=lambda row: row["name"])

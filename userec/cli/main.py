@@ -17,6 +17,7 @@ VERBS: Final = {
     "show": ("userec.cli.show:show", "One of them whole: settings with types and defaults, what it offers, needs and reads."),
     "plugins": ("userec.cli.plugins:app", "The installed plugins: list, info, check."),
     "data": ("userec.cli.data:app", "Data sets: list, fetch, describe."),
+    "kernels": ("userec.cli.kernels:print_kernels", "Which kernel serves which op here, and why not the others."),
     "doctor": ("userec.cli.doctor:doctor", "Look for what is wrong with this installation; exits 1 where something is."),
 }
 """{verb: (object, one line)}; the object is a function that typer can read, or a typer application of several."""

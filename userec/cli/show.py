@@ -5,8 +5,9 @@ from __future__ import annotations
 import ast
 import contextlib
 import inspect
+import re
 import textwrap
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -19,6 +20,7 @@ from userec.cli.output import print_json, print_table, registry_of
 from userec.errors import UserError, did_you_mean
 
 if TYPE_CHECKING:
+    from userec.kernel.contract import Kernel
     from userec.registry import Registry
 
 _TOLD = ("offers", "needs", "reads", "hides", "window", "phases", "ahead", "baselines", "recipe")
@@ -50,11 +52,23 @@ def described(registry: Registry, word: str, key: str) -> dict[str, Any]:
     """One of a kind as plain values: the row of `userec list`, `doc`, `config`, and what its contract declares."""
     value = registry.plugins[WORDS[word]][key]
     if word == "kernels":
-        providers = [row for row in rows_of(registry, word) if row["op"] == key]
-        return {"kind": word, "name": key, "config": [], "providers": providers}
+        return _op(key, value, [row for row in rows_of(registry, word) if row["op"] == key])
     row = next(row for row in rows_of(registry, word) if row["name"] == key)
     told = {what: _plain(getattr(value, what)) for what in (*_TOLD, *_TOLD_OF_DATA) if hasattr(value, what)}
     return row | {"doc": inspect.cleandoc(value.__doc__ or ""), "config": settings(value.Config)} | told
+
+
+def _op(op: str, kernels: Sequence[Kernel], rows: Sequence[dict[str, Any]]) -> dict[str, Any]:
+    """An op as its reference tells it: `signature`, `doc` (the formula), `cases`; each provider with its `tolerance` by dtype."""
+    own = {kernel.provider: {"tolerance": dict(kernel.tolerance), "opt_in": kernel.opt_in} for kernel in kernels}
+    one: dict[str, Any] = {"kind": "kernels", "name": op, "config": [], "providers": [row | own[row["provider"]] for row in rows]}
+    for kernel in kernels:
+        if kernel.reference:
+            fn = kernel.load()
+            signature = re.sub(r"(: |-> )(['\"])(.*?)\2", r"\1\3", str(inspect.signature(fn)))  # annotations are strings
+            one |= {"signature": op + signature, "doc": inspect.cleandoc(fn.__doc__ or "")}
+            one |= {"cases": [case.name for case in kernel.cases()]}
+    return one
 
 
 def settings(config: type[BaseModel], prefix: str = "") -> list[dict[str, Any]]:
@@ -118,8 +132,7 @@ def _plain(value: Any) -> Any:
 
 def _print(one: Mapping[str, Any]) -> None:
     if one["kind"] == "kernels":
-        rows = [[row["provider"], row["distribution"], row["version"], row["summary"]] for row in one["providers"]]
-        print_table(("provider", "distribution", "version", "summary"), rows, title=f"op {one['name']}")
+        _print_op(one)
         return
     kind = one["kind"].removesuffix("s")
     typer.echo(f"{kind} {one['name']}  ({one['distribution']} {one['version']}, fidelity {one['fidelity']})")
@@ -137,6 +150,20 @@ def _print(one: Mapping[str, Any]) -> None:
         if what in one and one[what] not in ("", None, [], {}):
             typer.echo(f"{what:13} {_line(what, one[what])}")
     typer.echo()
+
+
+def _print_op(one: Mapping[str, Any]) -> None:
+    typer.echo(f"op {one['name']}")
+    if one.get("doc"):
+        typer.echo(textwrap.indent(one["doc"], "  "))
+    if "signature" in one:
+        typer.echo(f"\n{one['signature']}\n")
+    columns = ("provider", "distribution", "version", "summary")
+    limits = [", ".join(f"{dtype} {limit:g}" for dtype, limit in row["tolerance"].items()) for row in one["providers"]]
+    rows = [[*(row[column] for column in columns), limit] for row, limit in zip(one["providers"], limits, strict=True)]
+    print_table((*columns, "tolerance"), rows)
+    if "cases" in one:
+        typer.echo(f"\n{'cases':13} {', '.join(one['cases']) or 'none: nothing proves it'}")
 
 
 def _line(what: str, value: Any) -> str:

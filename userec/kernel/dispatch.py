@@ -92,16 +92,26 @@ class Kernels:
             self._served.setdefault(request, []).append(known)
         return known
 
+    def asked(self, op: str) -> tuple[str, ...]:
+        """The providers asked for by name: the pinned one, else all that are preferred."""
+        pin = self._choice.pins.get(op)
+        return self._choice.preferred if pin is None else (pin,)
+
     def explain(self, request: Request) -> list[Verdict]:
         """What becomes of each kernel of the op, the most preferred first. Raises UserError for an unknown op."""
         self.reference(request.op)
+        if refused := _refusal(request):
+            return [Verdict(kernel, "no", refused) for kernel in self._by_op[request.op]]
         pin, preferred = self._choice.pins.get(request.op), self._choice.preferred
         taken: Kernel | None = None
         verdicts = []
         for kernel in sorted(self._by_op[request.op], key=lambda kernel: _rank(kernel.provider, preferred)):
-            asked = kernel.provider == pin or (pin is None and kernel.provider in preferred)
+            asked = kernel.provider in self.asked(request.op)
             if pin is not None and kernel.provider != pin:
                 verdicts.append(Verdict(kernel, "no", f"not asked: {pin} is pinned"))
+                continue
+            if self._choice.strict and preferred and not asked:
+                verdicts.append(Verdict(kernel, "no", f"not asked: strict, {' or '.join(preferred)} must serve"))
                 continue
             if kernel.opt_in and not asked:
                 verdicts.append(Verdict(kernel, "no", f"opt-in: ask with {CHOICE}={kernel.provider}"))
@@ -144,20 +154,18 @@ class Kernels:
         return dict(sorted(out.items()))
 
     def _choose(self, request: Request) -> Resolution:
-        if request.device == "cpu" and request.dtype == "float16":
-            raise UserError(
-                f"{request.op} in float16 on a CPU would be 30 to 100 times slower than in float32: use float32 or bfloat16"
-            )
+        if refused := _refusal(request):
+            raise UserError(f"{request.op} in {refused}")
         verdicts = self.explain(request)
         prefix = {"chosen": "", "yes": "yes, but ", "no": "no: "}
         reasons = {one.kernel.provider: prefix[one.verdict] + one.reason for one in verdicts}
         taken = next((one.kernel for one in verdicts if one.verdict == "chosen"), None)
         why = "; ".join(f"{provider}: {reason}" for provider, reason in reasons.items())
+        preferred = self._choice.preferred
+        if taken is None and self._choice.strict and preferred and request.op not in self._choice.pins:
+            raise UserError(f"{CHOICE} is strict, and none of {', '.join(preferred)} serves {request.op!r}: {why}")
         if taken is None:
             raise UserError(f"no kernel serves {request.op!r} on {request.device} in {request.dtype}: {why}")
-        preferred = self._choice.preferred
-        if self._choice.strict and preferred and request.op not in self._choice.pins and taken.provider not in preferred:
-            raise UserError(f"{CHOICE} is strict, and none of {', '.join(preferred)} serves {request.op!r}: {why}")
         return Resolution(taken, taken.load(), reasons)
 
     def _parse(self, choice: str) -> _Choice:
@@ -178,6 +186,12 @@ class Kernels:
             elif part not in ("auto", "strict") and providers:
                 raise unknown("kernel provider", part, {*providers, "auto", "strict"}, CHOICE)
         return _Choice(pins, tuple(preferred), "strict" in words)
+
+
+def _refusal(request: Request) -> str:
+    """Why no kernel may serve the request, or nothing."""
+    slow = request.device == "cpu" and request.dtype == "float16"
+    return "float16 on a CPU would be 30 to 100 times slower than in float32: use float32 or bfloat16" if slow else ""
 
 
 def _rank(provider: str, preferred: tuple[str, ...]) -> int:
@@ -219,11 +233,12 @@ def request_of(op: str, arguments: Mapping[str, Any]) -> Request:
     if first is None:
         return Request(op, dims=tuple(dims), flags=frozenset(flags))
     device, dtype = first.device, str(first.dtype).removeprefix("torch.")
-    return Request(op, device.type, dtype, tuple(dims), frozenset(flags), _capability(device))
+    return Request(op, device.type, dtype, tuple(dims), frozenset(flags), capability(device))
 
 
-def _capability(device: torch.device) -> int | None:
-    if device.type != "cuda":
+def capability(device: torch.device) -> int | None:
+    """90 for 9.0, of a CUDA device; None where it is none, or where this machine has none."""
+    if device.type != "cuda" or not torch.cuda.is_available():
         return None
     major, minor = torch.cuda.get_device_capability(device)
     return 10 * major + minor

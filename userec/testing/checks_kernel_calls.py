@@ -6,6 +6,7 @@ import contextlib
 import io
 from collections.abc import Iterator, Mapping, Sequence
 from functools import partial
+from itertools import islice
 from typing import Any, Final
 
 import torch
@@ -32,21 +33,24 @@ Arguments = dict[str, Any]
 def check_values(kernels: Sequence[Kernel], provider: str, device: str, cases: Sequence[Case]) -> None:
     """Results and gradients within tolerance of the float64 reference, and no worse than twice the reference in that dtype."""
     kernel, reference = _pair(kernels, provider)
+    made = 0
     for dtype, tolerance in kernel.tolerance.items():
         holds(tolerance <= CEILING.get(dtype, 0), f"{_name(kernel)}: a tolerance of {tolerance} in {dtype} is above the ceiling")
         for case, arguments in _calls(kernel, device, dtype, cases):
+            made += 1
             told = f"{_name(kernel)} in {dtype}, case {case.name!r}"
             want = _results(reference, case, _double(arguments))
             plain = _results(reference, case, arguments)
             for name, got in _results(kernel, case, arguments).items():
                 allowed = tolerance * (OF_GRADIENTS[dtype] if name.startswith("gradient") else 1)
                 _close(f"{told}: {name}", got, want[name], plain[name], allowed)
+    holds(made, f"{_name(kernel)}: it serves none of the cases: nothing proves it")
 
 
 def check_layouts(kernels: Sequence[Kernel], provider: str, device: str, cases: Sequence[Case]) -> None:
     """Transposed, sliced and expanded inputs, int32 offsets and an expanded upstream gradient change nothing."""
     kernel, reference = _pair(kernels, provider)
-    for case, arguments in _calls(kernel, device, "float32", cases[:1]):
+    for case, arguments in islice(_calls(kernel, device, "float32", cases), 1):
         for layout, arrange in LAYOUTS.items():
             arranged = {name: arrange(name, x) if isinstance(x, Tensor) else x for name, x in arguments.items()}
             told = f"{_name(kernel)}, case {case.name!r} with {layout} inputs"
@@ -104,7 +108,7 @@ def check_bits(kernels: Sequence[Kernel], provider: str, device: str, cases: Seq
     kernel, _ = _pair(kernels, provider)
     if not kernel.deterministic:
         return
-    for case, arguments in _calls(kernel, device, "float32", cases[:2]):
+    for case, arguments in islice(_calls(kernel, device, "float32", cases), 2):
         once, again = _results(kernel, case, arguments), _results(kernel, case, arguments)
         for name, x in once.items():
             holds(
@@ -116,7 +120,7 @@ def check_bits(kernels: Sequence[Kernel], provider: str, device: str, cases: Seq
 def check_opcheck(kernels: Sequence[Kernel], provider: str, device: str, cases: Sequence[Case]) -> None:
     """Every custom operator that a call runs through, forward and backward, passes `torch.library.opcheck`."""
     kernel, _ = _pair(kernels, provider)
-    for case, arguments in _calls(kernel, device, "float32", cases[:1]):
+    for case, arguments in islice(_calls(kernel, device, "float32", cases), 1):
         with _Recorder() as forward:
             outputs = _outputs(kernel, _graded(case, arguments))
         with _Recorder() as backward:
