@@ -15,7 +15,7 @@ from userec.kernel.cpu import attention as cpu_attention
 from userec.kernel.reference import attention
 from userec.markers import hookimpl
 
-OPS: Final = ("hstu_attention",)
+OPS: Final = ("hstu_attention", "simhash_pack", "hamming_topk", "jagged_embedding_bag", "norm_gate")
 
 
 def on_cpu(request: Request) -> Yes | No:
