@@ -15,7 +15,15 @@ from userec.kernel.cpu import attention as cpu_attention
 from userec.kernel.reference import attention
 from userec.markers import hookimpl
 
-OPS: Final = ("hstu_attention", "retention", "retention_step")
+OPS: Final = (
+    "hstu_attention",
+    "retention",
+    "retention_step",
+    "simhash_pack",
+    "hamming_topk",
+    "jagged_embedding_bag",
+    "norm_gate",
+)
 
 
 def on_cpu(request: Request) -> Yes | No:
