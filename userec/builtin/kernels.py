@@ -15,7 +15,7 @@ from userec.kernel.cpu import attention as cpu_attention
 from userec.kernel.reference import attention
 from userec.markers import hookimpl
 
-OPS: Final = ("hstu_attention",)
+OPS: Final = ("hstu_attention", "linear_cross_entropy")
 
 
 def on_cpu(request: Request) -> Yes | No:
@@ -58,13 +58,8 @@ def _forms(op: str) -> Iterable[Kernel]:
 @hookimpl
 def userec_kernels() -> Iterable[Kernel]:
     """Every op, by all of its forms."""
-    from userec.kernel.cpu import cross_entropy as cpu_cross_entropy
-    from userec.kernel.reference import cross_entropy
-
     return [
         Kernel("attention", "torch", 0, lambda: attention.attention, reference=True),
         Kernel("attention", "cpu", 10, lambda: cpu_attention.attention, cpu_attention.supports),
-        Kernel("linear_cross_entropy", "torch", 0, lambda: cross_entropy.linear_cross_entropy, reference=True),
-        Kernel("linear_cross_entropy", "cpu", 10, lambda: cpu_cross_entropy.linear_cross_entropy, cpu_cross_entropy.supports),
         *(kernel for op in OPS for kernel in _forms(op)),
     ]
