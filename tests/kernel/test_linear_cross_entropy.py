@@ -90,8 +90,8 @@ def test_what_needs_no_gradient_gets_none(reduction: str) -> None:
 
 def test_no_chunk_holds_all_logits(monkeypatch: pytest.MonkeyPatch) -> None:
     shapes: list[int] = []
-    original = cpu._losses
-    monkeypatch.setattr(cpu, "_losses", lambda logits, target: (shapes.append(len(logits)), original(logits, target))[1])
+    original = cpu.losses_of
+    monkeypatch.setattr(cpu, "losses_of", lambda logits, target: (shapes.append(len(logits)), original(logits, target))[1])
     x, weight, bias, target = problem(1025, torch.float32)
     cpu.linear_cross_entropy(x, weight, bias, target, reduction="mean").backward()
     assert shapes == [512, 512, 1]

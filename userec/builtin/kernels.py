@@ -15,7 +15,7 @@ from userec.kernel.cpu import attention as cpu_attention
 from userec.kernel.reference import attention
 from userec.markers import hookimpl
 
-OPS: Final = ("hstu_attention", "linear_cross_entropy")
+OPS: Final = ("hstu_attention", "linear_cross_entropy", "sampled_cross_entropy")
 
 
 def on_cpu(request: Request) -> Yes | No:

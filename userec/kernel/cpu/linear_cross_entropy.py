@@ -27,7 +27,7 @@ def linear_cross_entropy(x: Tensor, weight: Tensor, bias: Tensor | None, target:
     return _each(x, weight, bias, target)
 
 
-class _Chunks:
+class Chunks:
     """Chunks of rows and one buffer that all of them fill: [rows, V]."""
 
     def __init__(self, x: Tensor, weight: Tensor, bias: Tensor | None) -> None:
@@ -37,6 +37,7 @@ class _Chunks:
         self.buffer = x.new_empty(min(self.rows, len(x)), len(weight))
 
     def starts(self) -> range:
+        """Where each chunk begins."""
         return range(0, len(self.x), self.rows)
 
     def logits(self, start: int) -> Tensor:
@@ -48,7 +49,7 @@ class _Chunks:
         return torch.addmm(self.bias, x, self.weight.T, out=out)
 
 
-class _Gradients:
+class Gradients:
     """Sums of the gradients over chunks; `add` takes d loss / d logits of one."""
 
     def __init__(self, x: Tensor, weight: Tensor, bias: Tensor | None) -> None:
@@ -58,6 +59,7 @@ class _Gradients:
         self.bias = None if bias is None else torch.zeros_like(bias)
 
     def add(self, start: int, dlogits: Tensor) -> None:
+        """Those of the rows from `start` on."""
         stop = start + len(dlogits)
         torch.mm(dlogits, self.weight_of, out=self.dx[start:stop])
         self.weight.addmm_(dlogits.T, self.x[start:stop])
@@ -70,7 +72,7 @@ class _Gradients:
         return self.dx.to(x.dtype), self.weight.to(x.dtype), bias.to(x.dtype)
 
 
-def _losses(logits: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
+def losses_of(logits: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
     """Losses [n]; and sums [n, 1] of what `logits` now holds, its exponentials."""
     logits -= logits.amax(1, keepdim=True)
     picked = logits.gather(1, target[:, None])  # [n, 1]
@@ -78,22 +80,23 @@ def _losses(logits: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
     return (sums.log() - picked).squeeze(1), sums
 
 
-def _dlogits(exponentials: Tensor, sums: Tensor, target: Tensor, upstream: Tensor) -> Tensor:
+def slopes(exponentials: Tensor, sums: Tensor, target: Tensor, upstream: Tensor) -> Tensor:
     """upstream [n, 1] * (softmax - one hot), in place of `exponentials`."""
     return exponentials.mul_(upstream / sums).scatter_add_(1, target[:, None], -upstream)
 
 
-def _wide(x: Tensor | None) -> Any:
+def wide(x: Tensor | None) -> Any:
+    """Float32 for bfloat16: so few digits are no sum of 50,000 exponentials."""
     return x.float() if x is not None and x.dtype == torch.bfloat16 else x
 
 
 @custom_op("userec::cpu_linear_cross_entropy", mutates_args=())
 def _each(x: Tensor, weight: Tensor, bias: Tensor | None, target: Tensor) -> Tensor:
-    chunks = _Chunks(_wide(x), _wide(weight), _wide(bias))
+    chunks = Chunks(wide(x), wide(weight), wide(bias))
     out = x.new_empty(len(x))
     for start in chunks.starts():
         logits = chunks.logits(start)
-        out[start : start + len(logits)] = _losses(logits, target[start : start + len(logits)])[0]
+        out[start : start + len(logits)] = losses_of(logits, target[start : start + len(logits)])[0]
     return out
 
 
@@ -101,12 +104,12 @@ def _each(x: Tensor, weight: Tensor, bias: Tensor | None, target: Tensor) -> Ten
 def _each_backward(
     upstream: Tensor, x: Tensor, weight: Tensor, bias: Tensor | None, target: Tensor
 ) -> tuple[Tensor, Tensor, Tensor]:
-    chunks, gradients = (kind(_wide(x), _wide(weight), _wide(bias)) for kind in (_Chunks, _Gradients))
+    chunks, gradients = (kind(wide(x), wide(weight), wide(bias)) for kind in (Chunks, Gradients))
     for start in chunks.starts():
         logits = chunks.logits(start)
         rows = slice(start, start + len(logits))
-        _, sums = _losses(logits, target[rows])
-        gradients.add(start, _dlogits(logits, sums, target[rows], _wide(upstream[rows, None])))
+        _, sums = losses_of(logits, target[rows])
+        gradients.add(start, slopes(logits, sums, target[rows], wide(upstream[rows, None])))
     return gradients.of(x)
 
 
@@ -115,17 +118,17 @@ def _mean(
     x: Tensor, weight: Tensor, bias: Tensor | None, target: Tensor, needs_grad: bool
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """(the mean, its gradients of x, weight and bias: empty where none is needed)."""
-    chunks = _Chunks(_wide(x), _wide(weight), _wide(bias))
-    gradients = _Gradients(chunks.x, chunks.weight, chunks.bias) if needs_grad else None
+    chunks = Chunks(wide(x), wide(weight), wide(bias))
+    gradients = Gradients(chunks.x, chunks.weight, chunks.bias) if needs_grad else None
     upstream = chunks.x.new_full((1, 1), 1.0 / max(len(x), 1))
     total = chunks.x.new_zeros(())
     for start in chunks.starts():
         logits = chunks.logits(start)
         rows = slice(start, start + len(logits))
-        losses, sums = _losses(logits, target[rows])
+        losses, sums = losses_of(logits, target[rows])
         total += losses.sum()
         if gradients is not None:
-            gradients.add(start, _dlogits(logits, sums, target[rows], upstream.expand(len(logits), 1)))
+            gradients.add(start, slopes(logits, sums, target[rows], upstream.expand(len(logits), 1)))
     mean = (total * upstream.squeeze()).to(x.dtype)
     return mean, *(gradients.of(x) if gradients is not None else (x.new_empty(0) for _ in range(3)))
 
@@ -137,15 +140,16 @@ def _(x: Tensor, weight: Tensor, bias: Tensor | None, target: Tensor) -> Tensor:
 
 @_each_backward.register_fake
 def _(upstream: Tensor, x: Tensor, weight: Tensor, bias: Tensor | None, target: Tensor) -> tuple[Tensor, ...]:
-    return _empty(x, weight, bias)
+    return empty(x, weight, bias)
 
 
 @_mean.register_fake
 def _(x: Tensor, weight: Tensor, bias: Tensor | None, target: Tensor, needs_grad: bool) -> tuple[Tensor, ...]:
-    return x.new_empty(()), *(_empty(x, weight, bias) if needs_grad else (x.new_empty(0) for _ in range(3)))
+    return x.new_empty(()), *(empty(x, weight, bias) if needs_grad else (x.new_empty(0) for _ in range(3)))
 
 
-def _empty(x: Tensor, weight: Tensor, bias: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:
+def empty(x: Tensor, weight: Tensor, bias: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:
+    """What `Gradients.of` gives, unfilled."""
     return x.new_empty(x.shape), x.new_empty(weight.shape), x.new_empty(0 if bias is None else len(bias))
 
 
