@@ -33,7 +33,7 @@ class Chunks:
     def __init__(self, x: Tensor, weight: Tensor, bias: Tensor | None) -> None:
         self.x, self.weight, self.bias = x, weight, bias
         fewest, most = CHUNK_ROWS
-        self.rows = max(fewest, min(most, CHUNK_LOGITS // len(weight)))
+        self.rows = max(fewest, min(most, CHUNK_LOGITS // max(len(weight), 1)))
         self.buffer = x.new_empty(min(self.rows, len(x)), len(weight))
 
     def starts(self) -> range:
@@ -104,7 +104,8 @@ def _each(x: Tensor, weight: Tensor, bias: Tensor | None, target: Tensor) -> Ten
 def _each_backward(
     upstream: Tensor, x: Tensor, weight: Tensor, bias: Tensor | None, target: Tensor
 ) -> tuple[Tensor, Tensor, Tensor]:
-    chunks, gradients = (kind(wide(x), wide(weight), wide(bias)) for kind in (Chunks, Gradients))
+    chunks = Chunks(wide(x), wide(weight), wide(bias))
+    gradients = Gradients(chunks.x, chunks.weight, chunks.bias)
     for start in chunks.starts():
         logits = chunks.logits(start)
         rows = slice(start, start + len(logits))

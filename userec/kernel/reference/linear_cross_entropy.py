@@ -11,7 +11,7 @@ import torch
 from torch import Generator, Tensor
 
 from userec.errors import UserError
-from userec.kernel.contract import Case, Cost
+from userec.kernel.contract import Case, Cost, Layout
 
 
 def linear_cross_entropy(x: Tensor, weight: Tensor, bias: Tensor | None, target: Tensor, *, reduction: str = "none") -> Tensor:
@@ -56,7 +56,7 @@ def cases() -> Iterable[Case]:
 
 
 def _case(name: str, rows: int, **settings: Any) -> Case:
-    out = "shared" if settings.get("reduction") == "mean" else "user"
+    out: Layout = "shared" if settings.get("reduction") == "mean" else "user"
     return Case(name, partial(_arguments, rows, **settings), user=("x", "target"), out=(out,))
 
 

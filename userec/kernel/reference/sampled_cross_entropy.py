@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
@@ -10,7 +11,7 @@ import torch
 from torch import Generator, Tensor
 
 from userec.errors import UserError
-from userec.kernel.contract import Case, Cost
+from userec.kernel.contract import Case, Cost, Layout
 from userec.kernel.reference import linear_cross_entropy
 
 
@@ -84,14 +85,14 @@ def cases() -> Iterable[Case]:
             for rows in (0, 1):
                 yield _case(f"{whose}, rows {rows}", rows, **settings)
     for rows in (511, 512, 513):
-        yield _case(f"shared, rows {rows}", rows, shared=True)
-        yield _case(f"few classes, rows {rows}", rows, classes=9)
+        yield replace(_case(f"shared, rows {rows}", rows, shared=True), user=())
+        yield replace(_case(f"few classes, rows {rows}", rows, classes=9), user=())
     yield _case("no negatives", 5, negatives=0)
     yield _case("large log_q", 20, spread=30.0)
 
 
 def _case(name: str, rows: int, **settings: Any) -> Case:
-    out = "shared" if settings.get("reduction") == "mean" else "user"
+    out: Layout = "shared" if settings.get("reduction") == "mean" else "user"
     user = ("x", "target", *(() if settings.get("shared") else ("negatives",)), "log_q")
     return Case(name, partial(_arguments, rows, **settings), user=user, out=(out,), fixed=("log_q",))
 
