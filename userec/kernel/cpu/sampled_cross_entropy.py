@@ -175,10 +175,9 @@ class _Shared:
         return logits
 
     def add(self, start: int, dlogits: Tensor) -> None:
-        """The answers' column apart, for each has a row of its own."""
+        """The answers' column apart, for each has a row of its own; what it adds to the row of zeros is left there."""
         rows = slice(start, start + len(dlogits))
         self.d_own[rows] = dlogits[:, :1]
-        dlogits[:, 0] = 0
         self.gradients.add(start, dlogits)
         self.gradients.dx[rows].addcmul_(self.d_own[rows], self.own[rows])
 
