@@ -145,7 +145,7 @@ def test_opaque_encoders_pay_the_same(settings: dict[str, Any], shared: bool, co
 
 
 def test_gathered_candidates_score_as_the_whole_catalogue_does(monkeypatch: pytest.MonkeyPatch) -> None:
-    ask, encoder = objective(negatives=5), toy()
+    ask, encoder = objective(negatives=5, price="bce"), toy()
     batch = ask.prepare(raw(), rng())
     dense = float(ask.loss(encoder, batch).loss)
     monkeypatch.setattr("userec.objective.catalogue.DENSE", 0)

@@ -21,6 +21,8 @@ OPS: Final = (
     "retention_step",
     "simhash_pack",
     "hamming_topk",
+    "linear_cross_entropy",
+    "sampled_cross_entropy",
     "jagged_embedding_bag",
     "norm_gate",
 )
@@ -66,13 +68,8 @@ def _forms(op: str) -> Iterable[Kernel]:
 @hookimpl
 def userec_kernels() -> Iterable[Kernel]:
     """Every op, by all of its forms."""
-    from userec.kernel.cpu import cross_entropy as cpu_cross_entropy
-    from userec.kernel.reference import cross_entropy
-
     return [
         Kernel("attention", "torch", 0, lambda: attention.attention, reference=True),
         Kernel("attention", "cpu", 10, lambda: cpu_attention.attention, cpu_attention.supports),
-        Kernel("linear_cross_entropy", "torch", 0, lambda: cross_entropy.linear_cross_entropy, reference=True),
-        Kernel("linear_cross_entropy", "cpu", 10, lambda: cpu_cross_entropy.linear_cross_entropy, cpu_cross_entropy.supports),
         *(kernel for op in OPS for kernel in _forms(op)),
     ]

@@ -70,7 +70,7 @@ class NextItem(Objective):
         self.needs |= Can.SCORE_CATALOG if config.negatives is None else Can.NOTHING
         self.build, self.positions = build, config.positions
         self.shared = config.shared or config.sampler == "in_batch"
-        self.fused = build.op("linear_cross_entropy")
+        self.fused, self.fused_sampled = build.op("linear_cross_entropy"), build.op("sampled_cross_entropy")
         self.register_buffer("log_p", torch.zeros(1), persistent=False)
         self._draw_from(build.schema.all_tasks[0].space)
 
@@ -110,9 +110,15 @@ class NextItem(Objective):
             price = partial(self._whole, answer=answer)
             own = catalogue.mean_cross_entropy(encoder, encoded, targets, self.fused, self.config.temperature)
         else:
-            over = catalogue.over_shared if self.shared else partial(catalogue.over_candidates, size=self.size)
-            price = partial(self._drawn, log_q=self._log_q(targets))
-            own = price(over(encoder, encoded, targets)).sum() / max(len(answer), 1)
+            log_q = self._log_q(targets)
+            price = partial(self._drawn, log_q=log_q)
+            if self.config.price == "softmax" and Can.DOT_SCORE in encoder.offers:
+                own = catalogue.mean_sampled_cross_entropy(
+                    encoder, encoded, targets, log_q, self.fused_sampled, self.size, self.config.temperature
+                )
+            else:
+                over = catalogue.over_shared if self.shared else partial(catalogue.over_candidates, size=self.size)
+                own = price(over(encoder, encoded, targets)).sum() / max(len(answer), 1)
         extra = catalogue.auxiliary(encoder, encoded, None if self.shared else targets.query, asked, price)
         parts = {name: value.detach() for name, value in ({"own": own} | extra).items()} if extra else {}
         return Step(sum(extra.values(), own), parts, targets=len(answer))
@@ -174,12 +180,12 @@ class NextItem(Objective):
         asked, answer = catalogue.where_asked(targets)
         assert targets.query.ids is not None
         own = answer.unsqueeze(-1)  # [N, 1]
-        ids = torch.cat([own, targets.query.ids[0].expand(len(own), -1)], -1) if self.shared else targets.query.ids[asked]
+        drawn = targets.query.ids[0] if self.shared else targets.query.ids[asked][:, 1:]  # [1|N, K]
         row = asked.nonzero()[:, :1] * self.size
-        hits = torch.isin(row + ids, row + own) if self.config.sampler == "in_batch" else ids == own
-        hits = (hits | (ids < FIRST)) & (torch.arange(ids.shape[-1], device=ids.device) > 0)
+        hits = torch.isin(row + drawn, row + own) if self.config.sampler == "in_batch" else drawn == own  # [N, K]
         corrects = self.config.log_q and self.config.price == "softmax" and self.config.sampler != "uniform"
-        return (self.log_p[ids] if corrects else torch.zeros_like(ids, dtype=torch.float32)).masked_fill(hits, torch.inf)
+        of_own, of_drawn = (self.log_p[x] if corrects else torch.zeros_like(x, dtype=torch.float32) for x in (own, drawn))
+        return torch.cat([of_own, torch.where(hits | (drawn < FIRST), torch.inf, of_drawn)], -1)
 
 
 @hookimpl

@@ -42,6 +42,38 @@ def mean_cross_entropy(
     return prices.softmax(scores, answer - FIRST).sum() / max(len(answer), 1)
 
 
+def mean_sampled_cross_entropy(
+    encoder: Encoder,
+    encoded: Encoded,
+    targets: Targets,
+    log_q: Tensor,
+    fused: Callable[..., Tensor],
+    size: int,
+    temperature: float = 1.0,
+) -> Tensor:
+    """Cross-entropy over drawn candidates of a space of `size` ids, the mean over asked questions; 0 where none is asked.
+
+    `targets.query.ids` are [B, Q, 1 + K] with the answer first, or the K negatives [1, 1, K] that all share; `log_q` [N, 1 + K].
+    `fused` is the op `sampled_cross_entropy`; the encoder offers DOT_SCORE."""
+    asked, answer = where_asked(targets)
+    assert targets.query.ids is not None
+    shared = targets.query.ids.shape[-1] < log_q.shape[-1]
+    negatives = targets.query.ids[0, 0] if shared else targets.query.ids[asked][:, 1:]  # [K] or [N, K]
+    tasks = encoded.history.tasks
+    # The op wants rows to pick from. All of them are a table's own weight, or a network over every item's features: nobody can
+    # tell without asking. So all are asked for where as many candidates are drawn, else each drawn one, once.
+    if size <= answer.numel() + negatives.numel():
+        weight, bias = encoder.candidates(tasks)  # [n, D]
+    else:
+        drawn = torch.zeros(size, dtype=torch.bool, device=answer.device)
+        drawn[answer] = drawn[negatives.flatten()] = True
+        weight, bias = encoder.candidates(tasks, drawn.nonzero().squeeze(1))  # [n', D], ascending ids
+        place = drawn.cumsum(0) - 1  # [n] where a drawn id stands among them
+        answer, negatives = place[answer], place[negatives]
+    x = encoder.queries(encoded, targets.query)[asked] / temperature  # [N, D]
+    return fused(x, weight, None if bias is None else bias / temperature, answer, negatives, log_q, reduction="mean")
+
+
 def over_catalogue(encoder: Encoder, encoded: Encoded, targets: Targets) -> Tensor:
     """[N, n - 2]: scores of every real id for each asked question."""
     asked, _ = where_asked(targets)
