@@ -101,8 +101,15 @@ def _bucket(rows: np.ndarray, starts: np.ndarray, lengths: np.ndarray) -> Bucket
     real = (place < own).ravel()
     slot = np.flatnonzero(real)
     full, whole = len(slot) == len(real), len(slot) == starts[-1] - starts[0]
-    rows, events, slot, sources, gaps = map(torch.from_numpy, (rows, sources[slot], slot, sources, np.flatnonzero(~real)))
-    return Bucket(rows, events, None if full else slot, length, whole, sources, gaps)
+    return Bucket(
+        rows=torch.from_numpy(rows),
+        events=torch.from_numpy(sources[slot]),
+        slot=None if full else torch.from_numpy(slot),
+        length=length,
+        whole=bool(whole),
+        sources=torch.from_numpy(sources),
+        gaps=torch.from_numpy(np.flatnonzero(~real)),
+    )
 
 
 def gathered(parts: list[Tensor], found: list[Bucket], like: Tensor) -> Tensor:

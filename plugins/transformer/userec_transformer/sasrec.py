@@ -5,9 +5,9 @@ token times the item's own embedding (section 3, equations 2 to 6).
 
 Where we depart: standard pre-LN blocks with an output projection (the authors normalise the queries alone and have none; the
 PyTorch port measures the same accuracy); events are packed, without padding, and positions count from the start of the window;
-attention weights are not dropped by default, which keeps the attention on its fused path (`attention_dropout` brings it back). The
-recipe trains on each user's newest window, as published, but in batches of 6,144 events where 128 rows are published, and at a rate
-that decays linearly from 2e-3 where it is 1e-3 throughout."""
+attention weights are not dropped by default, which keeps the attention on its fused path (`attention_dropout` brings it back).
+The recipe trains on each user's newest window, as published, but in batches of 6,144 events where 128 rows are published, and at
+a rate that decays linearly from 2e-3 where it is 1e-3 throughout."""
 
 from __future__ import annotations
 
