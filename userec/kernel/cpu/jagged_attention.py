@@ -1,7 +1,7 @@
 """Softmax attention within each user, in buckets of like length, on torch's flash path for CPU: no [L, L] weights are held.
 
 The flash kernels are called by their own names, for two reasons: where float32 products are set to `medium`, they hand each of
-their many small products to oneDNN and become 2 to 10 times slower, so the setting is put aside while they run, in backward too;
+their many small products to oneDNN and become several times slower, so the setting is put aside while they run, in backward too;
 and what they keep for backward stays jagged."""
 
 from __future__ import annotations
