@@ -122,5 +122,5 @@ def pack(x: Tensor, mask: Tensor) -> Tensor:
 
 def unpack(values: Tensor, mask: Tensor) -> Tensor:
     """The inverse of `pack`: [sum L, ...] -> [B, L, ...], zeros at padding."""
-    out = values.new_zeros(*mask.shape, *values.shape[1:])
-    return out.masked_scatter(mask.reshape(*mask.shape, *[1] * (values.dim() - 1)), values)
+    out = values.new_zeros(mask.numel(), *values.shape[1:])
+    return out.index_copy_(0, mask.flatten().nonzero()[:, 0], values).unflatten(0, mask.shape)

@@ -103,7 +103,7 @@ def userec_kernels() -> Iterable[Kernel]:  # type: ignore[empty-body]
     Example:
         @hookimpl
         def userec_kernels():
-            return [Kernel("attention", "mine", priority=50, load=lambda: my_attention)]
+            return [Kernel("jagged_attention", "mine", priority=50, load=lambda: my_attention)]
     """
 
 

@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+from functools import partial
+
 import pytest
 import torch
 from torch import Tensor
@@ -126,13 +128,13 @@ def test_an_unknown_op_is_told() -> None:
 
 def test_the_built_in_ops_choose_the_cpu_form_where_it_fits() -> None:
     kernels = Kernels(userec_kernels(), use="auto")
-    q = torch.zeros(1, 1, 2, 4)
-    attend = kernels.op("attention")
-    attend(q, q, q, causal=True)
-    assert kernels.chosen()["attention"]["provider"] == "cpu"
-    attend(q, q, q, causal=True, dropout_p=0.5)
-    assert kernels.chosen()["attention"]["provider"] == "cpu, torch"
-    assert "no dropout" in kernels.chosen()["attention"]["reasons"]["cpu"]
+    q = torch.zeros(2, 1, 4)
+    attend = partial(kernels.op("jagged_attention"), q, q, q, torch.tensor([0, 2]), max_len=2, causal=True)
+    attend()
+    assert kernels.chosen()["jagged_attention"]["provider"] == "cpu"
+    attend(dropout_p=0.5)
+    assert kernels.chosen()["jagged_attention"]["provider"] == "cpu, torch"
+    assert "no dropout" in kernels.chosen()["jagged_attention"]["reasons"]["cpu"]
 
 
 def test_use_stands_over_the_environment_while_its_block_lasts(monkeypatch: pytest.MonkeyPatch) -> None:

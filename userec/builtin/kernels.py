@@ -5,18 +5,17 @@ An op NAME is the function NAME in `userec/kernel/reference/NAME.py` and in `use
 from __future__ import annotations
 
 import shutil
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from functools import partial
 from importlib import import_module
 from typing import Any, Final
 
 from userec.kernel.contract import Kernel, No, Request, Yes
-from userec.kernel.cpu import attention as cpu_attention
-from userec.kernel.reference import attention
 from userec.markers import hookimpl
 
 OPS: Final = (
     "hstu_attention",
+    "jagged_attention",
     "retention",
     "retention_step",
     "simhash_pack",
@@ -31,6 +30,15 @@ OPS: Final = (
 def on_cpu(request: Request) -> Yes | No:
     """The CPU forms look at lengths and loop in Python: elsewhere that would wait for the device."""
     return Yes() if request.device == "cpu" else No(f"device is {request.device}")
+
+
+def without_dropout(request: Request) -> Yes | No:
+    """With dropout torch takes its MATH path on a CPU, 2.5 times slower."""
+    return No("flash attention on a CPU has no dropout") if "dropout_p" in request.flags else on_cpu(request)
+
+
+CPU_SUPPORTS: Final[Mapping[str, Callable[[Request], Yes | No]]] = {"jagged_attention": without_dropout}
+"""{op: what its CPU form serves}, where that is not `on_cpu`."""
 
 
 def with_compiler(request: Request) -> Yes | No:
@@ -61,7 +69,7 @@ def _forms(op: str) -> Iterable[Kernel]:
         cases=lambda: reference().cases(),
         cost=lambda arguments: reference().cost(arguments),
     )
-    yield Kernel(op, "cpu", 10, partial(_load, "cpu", op), on_cpu)
+    yield Kernel(op, "cpu", 10, partial(_load, "cpu", op), CPU_SUPPORTS.get(op, on_cpu))
     yield Kernel(op, "compiled", 50, partial(_compile, op), with_compiler, opt_in=True)
 
 
@@ -69,7 +77,5 @@ def _forms(op: str) -> Iterable[Kernel]:
 def userec_kernels() -> Iterable[Kernel]:
     """Every op, by all of its forms."""
     return [
-        Kernel("attention", "torch", 0, lambda: attention.attention, reference=True),
-        Kernel("attention", "cpu", 10, lambda: cpu_attention.attention, cpu_attention.supports),
         *(kernel for op in OPS for kernel in _forms(op)),
     ]

@@ -54,18 +54,21 @@ def unpad(padded: Tensor, offsets: Tensor, total: int) -> Tensor:
 class Bucket:
     """Users of like length: b rows of at most `length` events, n events in all."""
 
-    rows: Tensor  # [b] users
+    rows: Tensor  # [b] users, ascending
     events: Tensor  # [n] places in the jagged values
     slot: Tensor | None  # [n] places in a flattened [b, length] block; None = all rows are full
     length: int
+    whole: bool  # all events of all users, in order: none has to be moved
+    sources: Tensor  # [b * length] the event at each place of the block, at padding the row's last
+    gaps: Tensor  # [b * length - n] the places of padding
 
     def pad(self, values: Tensor) -> Tensor:
-        """[S, ...] -> [b, length, ...], zeros at padding; differentiable."""
-        own = values.index_select(0, self.events)
+        """[S, ...] -> [b, length, ...], zeros at padding; differentiable. A view where there is nothing to do."""
+        if self.slot is not None or not self.whole:  # a selection is five times faster than a copy to `slot`
+            values = values.index_select(0, self.sources)
         if self.slot is not None:
-            out = own.new_zeros(len(self.rows) * self.length, *values.shape[1:])
-            own = out.index_copy(0, self.slot, own)
-        return own.reshape(len(self.rows), self.length, *values.shape[1:])
+            values = values.index_fill_(0, self.gaps, 0)
+        return values.unflatten(0, (len(self.rows), self.length))
 
     def pack(self, padded: Tensor) -> Tensor:
         """[b, length, ...] -> [n, ...], in the order of `events`."""
@@ -74,29 +77,48 @@ class Bucket:
 
 
 def buckets(offsets: Tensor, growth: float = GROWTH) -> list[Bucket]:
-    """Users with events, shortest first, in buckets within which the longest is at most `growth` times the shortest."""
+    """Users with events, the shortest first, in buckets within which the longest is at most `growth` times the shortest."""
     starts = offsets.long().cpu().numpy()
     lengths = np.diff(starts)
     order = np.argsort(lengths, kind="stable")
     order = order[lengths[order] > 0]
+    ordered = lengths[order]
     found = []
     low = 0
     while low < len(order):
-        least = lengths[order[low]]
-        high = int(np.searchsorted(lengths[order], max(int(least * growth), least), side="right"))
-        rows = order[low:high]
-        own, length = lengths[rows], int(lengths[rows[-1]])
-        row = np.repeat(np.arange(len(rows)), own)
-        place = np.arange(int(own.sum())) - np.repeat(np.cumsum(own) - own, own)  # [n] position in its row
-        slot = None if (own == length).all() else torch.from_numpy(row * length + place)
-        found.append(Bucket(torch.from_numpy(rows), torch.from_numpy(starts[rows][row] + place), slot, length))
+        least = ordered[low]
+        high = int(np.searchsorted(ordered, max(int(least * growth), least), side="right"))
+        found.append(_bucket(np.sort(order[low:high]), starts, lengths))
         low = high
     return found
+
+
+def _bucket(rows: np.ndarray, starts: np.ndarray, lengths: np.ndarray) -> Bucket:
+    """Of users in ascending order, each with events."""
+    own, length = lengths[rows, None], int(lengths[rows].max())
+    place = np.arange(length)
+    sources = (starts[rows, None] + np.minimum(place, own - 1)).ravel()
+    real = (place < own).ravel()
+    slot = np.flatnonzero(real)
+    full, whole = len(slot) == len(real), len(slot) == starts[-1] - starts[0]
+    return Bucket(
+        rows=torch.from_numpy(rows),
+        events=torch.from_numpy(sources[slot]),
+        slot=None if full else torch.from_numpy(slot),
+        length=length,
+        whole=bool(whole),
+        sources=torch.from_numpy(sources),
+        gaps=torch.from_numpy(np.flatnonzero(~real)),
+    )
 
 
 def gathered(parts: list[Tensor], found: list[Bucket], like: Tensor) -> Tensor:
     """What `Bucket.pack` gave of each bucket, back in jagged order: [S, ...]; differentiable. Of no buckets: zeros."""
     if not parts:
         return like.new_zeros(like.shape)
-    order = torch.cat([bucket.events for bucket in found])
-    return torch.cat(parts).index_select(0, torch.argsort(order))
+    if found[0].whole:
+        return parts[0]
+    order = torch.cat([bucket.events for bucket in found]).numpy()
+    inverse = np.empty_like(order)
+    inverse[order] = np.arange(len(order))
+    return torch.cat(parts).index_select(0, torch.from_numpy(inverse))

@@ -4,10 +4,10 @@ x_l = sqrt(d) E[item_l] + P_l, then blocks x += attention(LN x), x += W2 relu(W1
 token times the item's own embedding (section 3, equations 2 to 6).
 
 Where we depart: standard pre-LN blocks with an output projection (the authors normalise the queries alone and have none; the
-PyTorch port measures the same accuracy); rows are right-padded and positions count from the start of the window; attention
-weights are not dropped by default, which keeps the attention on its fused path (`attention_dropout` brings it back). The recipe
-trains on each user's newest window, as published, but in batches of 6,144 events where 128 rows are published, and at a rate
-that decays linearly from 2e-3 where it is 1e-3 throughout."""
+PyTorch port measures the same accuracy); events are packed, without padding, and positions count from the start of the window;
+attention weights are not dropped by default, which keeps the attention on its fused path (`attention_dropout` brings it back).
+The recipe trains on each user's newest window, as published, but in batches of 6,144 events where 128 rows are published, and at
+a rate that decays linearly from 2e-3 where it is 1e-3 throughout."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from pydantic import Field as Setting
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from userec.batch import Encoded, History, gather_positions
+from userec.batch import Encoded, History, gather_positions, pack, unpack
 from userec.capability import Can
 from userec.config import Config
 from userec.encoder.blocks.heads import Heads
@@ -45,7 +45,7 @@ class SASRecConfig(Config):
 
 
 class Block(nn.Module):
-    """x + attention(LN x), then x + feed-forward(LN x): [B, L, D] -> [B, L, D]."""
+    """x + attention(LN x), then x + feed-forward(LN x): [S, D] -> [S, D], all users' events one after another."""
 
     def __init__(self, config: SASRecConfig, attend: Callable[..., Tensor]) -> None:
         super().__init__()
@@ -56,14 +56,12 @@ class Block(nn.Module):
         self.widen, self.narrow = nn.Linear(dim, inner), nn.Linear(inner, dim)
         self.drop = nn.Dropout(config.dropout)
 
-    def forward(self, x: Tensor) -> Tensor:
-        """Position l is made of positions 0..l: padding, being on the right, is never seen."""
-        users, length, dim = x.shape
+    def forward(self, x: Tensor, offsets: Tensor, max_len: int) -> Tensor:
+        """User b's events stand at offsets[b] to offsets[b + 1], at most `max_len`; each is made of his events up to itself."""
         heads = self.config.heads
-        # 3 x [B, H, L, D / H]
-        q, k, v = self.project(self.norm_attention(x)).view(users, length, 3, heads, dim // heads).permute(2, 0, 3, 1, 4)
-        dropped = {"dropout_p": self.config.attention_dropout} if self.training and self.config.attention_dropout else {}
-        attended = self.attend(q, k, v, causal=True, **dropped).transpose(1, 2).reshape(users, length, dim)
+        q, k, v = self.project(self.norm_attention(x)).unflatten(1, (3, heads, -1)).unbind(1)  # 3 x [S, H, D / H]
+        dropout = self.config.attention_dropout if self.training else 0.0
+        attended = self.attend(q, k, v, offsets, max_len=max_len, causal=True, dropout_p=dropout).flatten(1)  # [S, D]
         x = x + self.drop(self.merge(attended))
         return x + self.drop(self.narrow(self.drop(F.relu(self.widen(self.norm_feed(x))))))
 
@@ -101,7 +99,7 @@ class SASRec(Encoder):
         self.labels = Heads(build, config.dim)
         self.positions = nn.Parameter(torch.empty(config.window, config.dim))
         self.drop = nn.Dropout(config.dropout)
-        attend = build.op("attention")
+        attend = build.op("jagged_attention")
         self.blocks = nn.ModuleList(Block(config, attend) for _ in range(config.layers))
         self.norm = nn.LayerNorm(config.dim)
         nn.init.normal_(self.positions, std=0.02)
@@ -115,14 +113,14 @@ class SASRec(Encoder):
         self.labels.begin(tasks)
 
     def encode(self, history: History) -> Encoded:
-        """Of rows longer than `window` the last `window` events are encoded; tokens of earlier ones are zero."""
+        """Of rows longer than `window` the last `window` events are encoded; other tokens are zero."""
         item, window = history.events["item"], len(self.positions)
-        if item.shape[1] <= window:
-            tokens = self._tokens(item)
-        else:
-            place = (history.lengths - window).clamp(min=0)[:, None] + torch.arange(window, device=item.device)  # [B, window]
-            newest = self._tokens(item.gather(1, place))
-            tokens = newest.new_zeros(*item.shape, self.dim).scatter(1, place[:, :, None].expand_as(newest), newest)
+        start = (history.lengths - window).clamp(min=0)  # [B]
+        place = torch.arange(item.shape[1], device=item.device) - start[:, None]  # [B, L] position in the window
+        seen = history.mask & (place >= 0)
+        offsets = F.pad(seen.sum(1).cumsum(0), (1, 0))  # [B + 1]
+        packed = self._packed(pack(item, seen), pack(place, seen), offsets, min(item.shape[1], window))
+        tokens = unpack(packed, seen)
         return Encoded(history, tokens, gather_positions(tokens, history.last[:, None])[:, 0])
 
     def candidates(self, tasks: tuple[str, ...], ids: Tensor | None = None) -> tuple[Tensor, Tensor | None]:
@@ -130,11 +128,9 @@ class SASRec(Encoder):
         table = self.labels.table_of(tasks, self.items)
         return (table.all() if ids is None else table(ids)), None
 
-    def _tokens(self, item: Tensor) -> Tensor:
-        """item [B, L], L <= window -> [B, L, D]."""
-        if item.shape[1] == 0:
-            return self.positions.new_zeros(*item.shape, self.dim)
-        x = self.drop(self.items(item) * math.sqrt(self.dim) + self.positions[: item.shape[1]])
+    def _packed(self, item: Tensor, place: Tensor, offsets: Tensor, max_len: int) -> Tensor:
+        """item, place [S] -> [S, D]."""
+        x = self.drop(self.items(item) * math.sqrt(self.dim) + F.embedding(place, self.positions))
         for block in self.blocks:
-            x = block(x)
+            x = block(x, offsets, max_len)
         return self.norm(x)

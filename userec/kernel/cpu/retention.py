@@ -78,8 +78,10 @@ class _Chunk:
 def _buckets(decay: Tensor, offsets: Tensor, dtype: torch.dtype) -> Iterator[tuple[Tensor, list[_Chunk]]]:
     """Of each bucket its users [b], shortest first, and their chunks."""
     offsets = offsets.long()
+    lengths = offsets.diff()
     for bucket in buckets(offsets, GROWTH):
-        yield bucket.rows, _chunks(decay, offsets[bucket.rows], offsets.diff()[bucket.rows], dtype)
+        users = bucket.rows[lengths[bucket.rows].argsort(stable=True)]
+        yield users, _chunks(decay, offsets[users], lengths[users], dtype)
 
 
 def _chunks(decay: Tensor, starts: Tensor, lengths: Tensor, dtype: torch.dtype) -> list[_Chunk]:
