@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -12,10 +13,12 @@ from userec_lifelong.features import BUCKETS, log_bucket
 from userec_lifelong.twin import TWIN
 
 from userec.batch import History, Query
+from userec.builtin.kernels import userec_kernels
 from userec.config import parse
 from userec.dataset.events import code
 from userec.encoder.table import EmbeddingTable
 from userec.errors import UserError
+from userec.kernel.dispatch import Kernels
 from userec.registry import load
 from userec.schema import NEXT, Field, Schema, Task
 from userec.testing import open_session
@@ -49,6 +52,9 @@ class Build:
         table = EmbeddingTable(self.schema.spaces[space], dim)
         table.reset(0.3)
         return table
+
+    def op(self, name: str) -> Callable[..., Tensor]:
+        return Kernels(userec_kernels(), use="auto").op(name)
 
 
 def make(rich: bool = True, **settings: Any) -> TWIN:
