@@ -43,15 +43,15 @@ def _forward(
     out, kept = _results(q, k, v, allowed, context, keep)
     dim, heads = v.shape[-1], k.shape[1]
     for rows, targets in _chunks(q, k, allowed):
-        alpha = _relevance(_of(q, rows, targets), k[rows], bias[rows])
+        alpha = _relevance(_of(q, rows, targets), _own(k, rows), bias[rows])
         seen = allowed[rows].unsqueeze(2)  # [b, Q, 1, L]
         if keep:
             seen = kept[rows, :, targets] = _select(alpha, seen, keep)
-        weights = _softmax(alpha, seen)  # [b, H, Q, c, L]
-        own = (weights.flatten(2, 3) @ _wide(v[rows])).unflatten(2, weights.shape[2:4])  # [b, H, Q, c, dv]
+        weights = _softmax(alpha, seen, allowed[rows])  # [b, H, Q, c, L]
+        own = (weights.flatten(2, 3) @ _own(v, rows)).unflatten(2, weights.shape[2:4])  # [b, H, Q, c, dv]
         out[rows, :, targets, :, :dim] = own.permute(0, 2, 3, 1, 4)
         if context is not None:
-            shared = weights.transpose(1, 2).flatten(2, 3) @ _wide(context[rows])  # [b, Q, H * c, W]
+            shared = weights.transpose(1, 2).flatten(2, 3) @ _own(context, rows)  # [b, Q, H * c, W]
             out[rows, :, targets, :, dim:] = shared.unflatten(2, (heads, weights.shape[3])).transpose(2, 3)
     return out, kept
 
@@ -72,24 +72,25 @@ def _backward(
     dq, dk, dv, dbias, dcontext = _sums(q, k, v, bias, context)
     dim, scale = v.shape[-1], k.shape[-1] ** -0.5
     for rows, targets in _chunks(q, k, allowed):
-        own_q, own_k, up = _of(q, rows, targets), _wide(k[rows]), _wide(upstream[rows, :, targets])
+        own_q, own_k, up = _of(q, rows, targets), _own(k, rows), _wide(upstream[rows, :, targets])
         alpha = _relevance(own_q, own_k, bias[rows])
-        weights = _softmax(alpha, kept[rows, :, targets] if keep else allowed[rows].unsqueeze(2))  # [b, H, Q, c, L]
+        seen = kept[rows, :, targets] if keep else allowed[rows].unsqueeze(2)
+        weights = _softmax(alpha, seen, allowed[rows])  # [b, H, Q, c, L]
         up_v = up[..., :dim].permute(0, 3, 1, 2, 4).flatten(2, 3)  # [b, H, Q * c, dv]
-        slope = (up_v @ _wide(v[rows]).transpose(2, 3)).view(weights.shape)  # of weights
-        dv[rows] += weights.flatten(2, 3).transpose(2, 3) @ up_v
+        slope = (up_v @ _own(v, rows).transpose(2, 3)).view(weights.shape)  # of weights
+        _add(dv[rows], weights.flatten(2, 3), up_v)
         if context is not None:
             up_c = up[..., dim:].transpose(2, 3).flatten(2, 3)  # [b, Q, H * c, W]
             shared = weights.transpose(1, 2)  # [b, Q, H, c, L]
-            slope += (up_c @ _wide(context[rows]).transpose(2, 3)).view(shared.shape).transpose(1, 2)
-            dcontext[rows] += shared.flatten(2, 3).transpose(2, 3) @ up_c
+            slope += (up_c @ _own(context, rows).transpose(2, 3)).view(shared.shape).transpose(1, 2)
+            _add(dcontext[rows], shared.flatten(2, 3), up_c)
         slope.mul_(weights)
         slope.addcmul_(weights, slope.sum(-1, keepdim=True), value=-1)  # of alpha
         dbias[rows] += slope.sum(3)
         if q.shape[1] == 1:
             slope = slope.sum(2, keepdim=True)
         flat = slope.flatten(2, 3)  # [b, H, Q|1 * c, L]
-        dk[rows] += flat.transpose(2, 3) @ _by_head(own_q).mul(scale)
+        _add(dk[rows], flat, (_by_head(own_q) * scale).expand(len(flat), -1, -1, -1))
         to_q = (flat @ own_k).mul_(scale).unflatten(2, slope.shape[2:4]).transpose(1, 2)  # [b, Q|1, H, c, d]
         if len(q) == 1:
             dq[:, :, :, targets] += to_q.sum(0, keepdim=True)
@@ -115,6 +116,16 @@ def _of(q: Tensor, rows: slice, targets: slice) -> Tensor:
     return _wide((q if len(q) == 1 else q[rows])[:, :, :, targets])
 
 
+def _own(x: Tensor, rows: slice) -> Tensor:
+    """Of events: [b, ...], contiguous, so that no product copies it."""
+    return _wide(x[rows]).contiguous()
+
+
+def _add(sums: Tensor, weights: Tensor, values: Tensor) -> None:
+    """To sums [b, n, L, w] the products of weights [b, n, t, L], transposed, and values [b, n, t, w]."""
+    sums.flatten(0, 1).baddbmm_(weights.flatten(0, 1).transpose(1, 2), values.flatten(0, 1))
+
+
 def _by_head(q: Tensor) -> Tensor:
     """[b|1, Q|1, H, c, d] -> [b|1, H, Q|1 * c, d]."""
     return q.transpose(1, 2).flatten(2, 3)
@@ -122,17 +133,17 @@ def _by_head(q: Tensor) -> Tensor:
 
 def _relevance(q: Tensor, k: Tensor, bias: Tensor) -> Tensor:
     """alpha [b, H, Q, c, L], fresh."""
-    alpha = _by_head(q * k.shape[-1] ** -0.5) @ _wide(k).transpose(2, 3)  # [b, H, Q|1 * c, L]
+    alpha = _by_head(q * k.shape[-1] ** -0.5) @ k.transpose(2, 3)  # [b, H, Q|1 * c, L]
     alpha = alpha.view(*bias.shape[:2], q.shape[1], q.shape[3], -1)
     bias = _wide(bias).unsqueeze(3)
     return alpha.add_(bias) if alpha.shape[2] == bias.shape[2] else alpha + bias
 
 
-def _softmax(alpha: Tensor, seen: Tensor) -> Tensor:
-    """Of alpha [b, H, Q, c, L] over the events `seen` [b, Q, c|1, L], zeros where none is; alpha is overwritten."""
+def _softmax(alpha: Tensor, seen: Tensor, allowed: Tensor) -> Tensor:
+    """Of alpha [b, H, Q, c, L] over the events `seen` [b, Q, c|1, L], zeros where none is `allowed`; alpha is overwritten."""
     never = torch.zeros(seen.shape, dtype=alpha.dtype).masked_fill_(~seen, torch.finfo(alpha.dtype).min / 2)
     weights = alpha.add_(never.unsqueeze(1)).softmax(-1)
-    some = seen.any(-1, keepdim=True).unsqueeze(1)
+    some = allowed.any(-1)[:, None, :, None, None]
     return weights if bool(some.all()) else weights.mul_(some)
 
 
@@ -141,16 +152,15 @@ def _select(alpha: Tensor, allowed: Tensor, keep: int) -> Tensor:
     never = torch.zeros(allowed.shape, dtype=alpha.dtype).masked_fill_(~allowed, -torch.inf)
     places = _best(alpha + never.unsqueeze(1), keep)  # [b, H, Q, c, keep]
     heads, length = alpha.shape[1], alpha.shape[-1]
-    order = places.transpose(0, 2, 3, 4, 1)  # [b, Q, c, keep, H]: as they are met
-    taken = np.full((*order.shape[:3], length), keep * heads, np.int32)  # the turn at which an event is first met
-    turns = np.arange(keep * heads, dtype=np.int32).reshape(keep, heads)
-    for head in range(heads):
-        met = np.full_like(taken, keep * heads)
-        np.put_along_axis(met, order[..., head], turns[:, head].reshape(1, 1, 1, -1), -1)
-        np.minimum(taken, met, out=taken)
-    new = np.take_along_axis(taken, order.reshape(*order.shape[:3], -1), -1) == turns.ravel()
+    order = places.transpose(0, 2, 3, 4, 1).reshape(-1, keep * heads)  # [n, keep * H]: as they are met
+    cells = order + length * np.arange(len(order))[:, None]
+    turns = np.arange(keep * heads, dtype=np.int32)
+    taken = np.full(len(order) * length, len(turns), np.int32)  # [n * L]: the turn at which an event is first met
+    np.minimum.at(taken, cells.ravel(), np.broadcast_to(turns, order.shape).ravel())
+    new = taken[cells] == turns
     enough = (new.cumsum(-1, dtype=np.int32) < keep).sum(-1, keepdims=True, dtype=np.int32)  # the turn of the last event kept
-    return torch.from_numpy(taken <= np.minimum(enough, keep * heads - 1)) & allowed
+    kept = taken.reshape(-1, length) <= np.minimum(enough, len(turns) - 1)
+    return torch.from_numpy(kept).view(*alpha.shape[:1], *alpha.shape[2:]) & allowed
 
 
 def _best(scores: Tensor, keep: int) -> np.ndarray[Any, Any]:
