@@ -9,6 +9,7 @@ import pytest
 import torch
 from torch import Tensor
 from userec_lifelong import twin
+from userec_lifelong.attention import TargetAttention
 from userec_lifelong.features import BUCKETS, log_bucket
 from userec_lifelong.twin import TWIN
 
@@ -94,6 +95,14 @@ def score(model: TWIN, h: History, at: Tensor | None = None, ids: Tensor | None 
         return model.score(model.encode(h), Query(at, ids))
 
 
+def kept_weights(attention: TargetAttention, keys: Tensor, bias: Tensor, allowed: Tensor, target: Tensor) -> Tensor:
+    """What the attention weighs events with, [B, Q, C, H, L]: its context is the identity, so it tells whom it sums."""
+    rows, questions, length = allowed.shape
+    tell = torch.eye(length).expand(rows, questions, -1, -1)
+    nothing = keys[..., :0]
+    return attention.attend(attention._split(attention.wq(target)), keys, nothing, bias, allowed, tell, keep=attention.keep)
+
+
 def test_the_shape_and_the_fields_that_it_found() -> None:
     model = make()
     assert model.reads == {"item", "item.category", "item.tags", "time", "asked.time", "rating", "action"}
@@ -176,11 +185,12 @@ def test_the_cross_bias_moves_the_choice_of_stage_one() -> None:
     with torch.no_grad():
         model.cross.buckets[0].weight.copy_(torch.arange(BUCKETS).float()[:, None].expand(-1, 8))
         for sign, kept in ((-1.0, {7, 8}), (1.0, {0, 1})):
-            model.long.wc.fill_(100 * sign)
+            model.long.wc.fill_(4 * sign)  # overwhelming, yet no weight is too small for a float
             model.long.beta.fill_(1.0)
             seen = model._view(model.encode(h), Query(h.last[:, None])).long
-            alpha = model.long.relevance(seen[1], seen[2], model.inherent(torch.tensor([[[5]]])))
-            chosen = set(model.long.select(alpha, seen[4]).flatten().nonzero().flatten().tolist())
+            target = model.inherent(torch.tensor([[[5]]]))
+            weights = kept_weights(model.long, seen.keys, seen.bias, seen.allowed, target)
+            chosen = set(weights.sum((0, 1, 2, 3)).nonzero().flatten().tolist())
             assert chosen == kept or (sign > 0 and chosen <= {0, 1, 2, 3, 4})  # 5 to 8 ago share a bucket
 
 
@@ -198,7 +208,7 @@ def test_a_request_time_in_the_query_stands_over_the_history_s() -> None:
 def test_chunks_of_candidates_equal_one_pass(monkeypatch: pytest.MonkeyPatch) -> None:
     model, h = make(), history()
     whole = score(model, h)
-    monkeypatch.setattr(twin, "CELLS", 500)
+    monkeypatch.setattr(twin, "CELLS", 800)
     torch.testing.assert_close(score(model, h), whole, atol=1e-5, rtol=1e-5)
     with torch.no_grad():
         everything = model.score(model.encode(h), Query(h.last[:, None]))

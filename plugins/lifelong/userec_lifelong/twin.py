@@ -20,7 +20,7 @@ from userec_lifelong.attention import TargetAttention
 from userec_lifelong.features import Cross
 
 CELLS: Final = 2**22
-"""Scores (questions x heads x candidates x events) held at once where no gradient is asked for: 16 MiB."""
+"""Numbers (questions x candidates x 5 widths) held at once where no gradient is asked for: 16 MiB."""
 
 
 class _Side(NamedTuple):
@@ -155,7 +155,7 @@ class TWIN(Encoder):
             ids = torch.arange(self._size(encoded.history.tasks), device=query.at.device).reshape(1, 1, -1)
         view = self._view(encoded, query)
         mean = gather_positions(encoded.cache["mean"], query.at).unsqueeze(2)  # [B, Q, 1, D]
-        cells = query.at.numel() * self.config.heads * encoded.history.mask.shape[1]
+        cells = 5 * query.at.numel() * self.dim
         count = ids.shape[2]
         step = max(1, count if torch.is_grad_enabled() else CELLS // max(cells, 1))
         chunks = [self._score(view, mean, targets(ids[..., start : start + step])) for start in range(0, max(count, 1), step)]
