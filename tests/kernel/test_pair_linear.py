@@ -61,9 +61,7 @@ def test_every_pair_is_the_sum_of_its_features(form: Form, difference: bool) -> 
 
 @pytest.mark.parametrize("named", [[(0, 0)], [(2, 6), (1, 3)], [(1, 5), (1, 4), (2, 5)], [(i % 3, i % 7) for i in range(30)]])
 @pytest.mark.parametrize("difference", [True, False])
-def test_named_pairs_are_the_grid_s_in_values_and_gradients(
-    form: Form, difference: bool, named: list[tuple[int, int]]
-) -> None:
+def test_named_pairs_are_the_grid_s_in_values_and_gradients(form: Form, difference: bool, named: list[tuple[int, int]]) -> None:
     """Fewer pairs than rows, in any order, repeated or not."""
     leaves = [leaf.requires_grad_() for leaf in inputs(difference)]
     which_v, which_x = torch.tensor(named).unbind(1)

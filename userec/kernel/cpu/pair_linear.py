@@ -5,11 +5,16 @@ every x against every v is a matrix product a v, in which no pair's features are
 
 from __future__ import annotations
 
+from typing import Final
+
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
 from userec.kernel.reference.pair_linear import check_pairs
+
+MANY: Final = 8
+"""Pairs a row from which on it does not pay to look for the rows that none names."""
 
 
 def pair_linear(
@@ -22,7 +27,7 @@ def pair_linear(
     *,
     difference: bool,
 ) -> Tensor:
-    """As the reference. Of named pairs fewer than rows only the rows between the first and the last named go through."""
+    """As the reference. Of few named pairs only the rows between the first and the last named go through."""
     check_pairs(v, x, weight, which_v, which_x, difference)
     of_v, of_x, of_both = _columns(weight, difference)
     if which_v is None or which_x is None:
@@ -31,7 +36,8 @@ def pair_linear(
         return torch.baddbmm(of_each, x if x.dim() == 3 else x.expand(len(v), -1, -1), own)
     v, which_v = _named(v, which_v)
     x, which_x = _named(x, which_x)
-    both = F.linear(F.embedding(which_v, v) * F.embedding(which_x, x), of_both, bias)  # [K, hidden]; embedding's backward is the fast one
+    # F.embedding gathers: its backward is the fast one
+    both = F.linear(F.embedding(which_v, v) * F.embedding(which_x, x), of_both, bias)  # [K, hidden]
     return both + F.embedding(which_v, F.linear(v, of_v)) + F.embedding(which_x, F.linear(x, of_x))
 
 
@@ -46,7 +52,7 @@ def _columns(weight: Tensor, difference: bool) -> tuple[Tensor, Tensor, Tensor]:
 
 def _named(rows: Tensor, which: Tensor) -> tuple[Tensor, Tensor]:
     """The rows from the first named to the last, and where the named stand in them: a block of pairs lies close together."""
-    if not len(which) or len(which) >= len(rows):
+    if not len(which) or len(which) >= MANY * len(rows):
         return rows, which
     low, high = (int(end) for end in which.aminmax())
     return rows[low : high + 1], which - low

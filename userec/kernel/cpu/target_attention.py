@@ -1,4 +1,4 @@
-"""Target attention some rows or targets at a time, so that their scores stay in a core's cache; they are made again in backward."""
+"""Target attention, some rows or targets at a time: their scores stay in a core's cache, and are made again in backward."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 from torch.library import custom_op
 
-from userec.kernel.reference.target_attention import check_target, ranked
+from userec.kernel.reference import target_attention as reference
 
 CELLS: Final = 2**18
 """Scores (heads x questions x targets x events) held at once: 1 MiB."""
@@ -30,9 +30,14 @@ def target_attention(
     *,
     keep: int | None = None,
 ) -> Tensor:
-    """As the reference; of all scores nothing is kept for backward but which events were."""
-    check_target(q, k, v, bias, allowed, context, keep)
-    return _forward(q, k, v, bias, allowed, context, keep if keep is not None and keep < k.shape[2] else 0)[0]
+    """As the reference; of all scores nothing is kept for backward but which events were. The few scores of a short history, all
+    of whose events are kept, are not worth that: there it is the reference itself."""
+    reference.check_target(q, k, v, bias, allowed, context, keep)
+    if keep is not None and keep >= k.shape[2]:
+        keep = None
+    if keep is None and bias.numel() * q.shape[3] <= CELLS:
+        return reference.target_attention(q, k, v, bias, allowed, context)
+    return _forward(q, k, v, bias, allowed, context, keep or 0)[0]
 
 
 @custom_op("userec::cpu_target_attention", mutates_args=())
@@ -164,10 +169,10 @@ def _select(alpha: Tensor, allowed: Tensor, keep: int) -> Tensor:
 
 
 def _best(scores: Tensor, keep: int) -> np.ndarray[Any, Any]:
-    """As `ranked` [..., keep]. A float32 and its place make one whole number: its order is theirs, ties included, and numpy sorts
-    numbers without their places four times as fast as torch finds the highest with theirs."""
+    """As the reference's `ranked` [..., keep]. A float32 and its place make one whole number, ordered as they are, ties included;
+    numpy sorts such numbers four times as fast as torch finds the highest with their places."""
     if scores.dtype != torch.float32:
-        return ranked(scores, keep).numpy()
+        return reference.ranked(scores, keep).numpy()
     bits = scores.numpy().view(np.int32)
     keys = np.empty((*bits.shape, 2), np.int32)
     np.bitwise_xor(bits, (bits >> 31) & 0x7FFFFFFF, out=keys[..., HIGH])  # ascending as the float
@@ -183,9 +188,7 @@ def _wide(x: Tensor) -> Tensor:
     return x.float() if x.dtype == torch.bfloat16 else x
 
 
-def _results(
-    q: Tensor, k: Tensor, v: Tensor, allowed: Tensor, context: Tensor | None, keep: int
-) -> tuple[Tensor, Tensor]:
+def _results(q: Tensor, k: Tensor, v: Tensor, allowed: Tensor, context: Tensor | None, keep: int) -> tuple[Tensor, Tensor]:
     shape = (*allowed.shape[:2], q.shape[3])  # [B, Q, C]
     width = v.shape[-1] + (0 if context is None else context.shape[-1])
     kept = allowed.new_empty((*shape, allowed.shape[2]) if keep else (0,))
@@ -198,9 +201,7 @@ def _sums(q: Tensor, k: Tensor, v: Tensor, bias: Tensor, context: Tensor | None)
 
 
 @_forward.register_fake
-def _(
-    q: Tensor, k: Tensor, v: Tensor, bias: Tensor, allowed: Tensor, context: Tensor | None, keep: int
-) -> tuple[Tensor, Tensor]:
+def _(q: Tensor, k: Tensor, v: Tensor, bias: Tensor, allowed: Tensor, context: Tensor | None, keep: int) -> tuple[Tensor, Tensor]:
     return _results(q, k, v, allowed, context, keep)
 
 

@@ -1,4 +1,4 @@
-"""The first layer of a network on pairs of vectors, as one reads it: features side by side, then a linear layer (DIN, figure 2)."""
+"""The first layer of a network on pairs, as one reads it: features side by side, then a linear layer (DIN: Zhou et al. 2018)."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ def pair_linear(
     *,
     difference: bool,
 ) -> Tensor:
-    """W [v; x; v - x; v * x] + b, or W [v; x; v * x] + b without `difference`: weight [hidden, (3 + difference) W], bias [hidden].
+    """W [v; x; v - x; v * x] + b, or W [v; x; v * x] + b without `difference`: weight [hidden, (3 + difference) W].
 
     With `which_v` and `which_x` [K] int64 the pairs (v[which_v[i]], x[which_x[i]]) of v [M, W] and x [N, W] -> [K, hidden].
     Without: every v with every x, x [N, W], or [M, N, W] where every v has its own -> [M, N, hidden]."""
@@ -38,9 +38,7 @@ def pair_linear(
     return F.linear(torch.cat(features, -1), weight, bias)
 
 
-def check_pairs(
-    v: Tensor, x: Tensor, weight: Tensor, which_v: Tensor | None, which_x: Tensor | None, difference: bool
-) -> None:
+def check_pairs(v: Tensor, x: Tensor, weight: Tensor, which_v: Tensor | None, which_x: Tensor | None, difference: bool) -> None:
     """Raises UserError where the shapes do not fit."""
     if (which_v is None) != (which_x is None):
         raise UserError("pair_linear: which_v and which_x name pairs together: give both, or neither for every v with every x")
