@@ -11,7 +11,7 @@ from userec.builtin.kernels import userec_kernels
 from userec.errors import UserError
 from userec.kernel.cpu import pair_linear as cpu
 from userec.kernel.reference import pair_linear as reference
-from userec.testing import contract
+from userec.testing import Check, contract
 
 KERNELS = [kernel for kernel in userec_kernels() if kernel.op == "pair_linear"]
 FORMS = {"torch": reference.pair_linear, "cpu": cpu.pair_linear}
@@ -19,7 +19,7 @@ Form = Callable[..., Tensor]
 
 
 @pytest.mark.parametrize("check", contract(KERNELS))
-def test_contract(check) -> None:
+def test_contract(check: Check) -> None:
     check()
 
 

@@ -13,7 +13,7 @@ from userec.builtin.kernels import userec_kernels
 from userec.errors import UserError
 from userec.kernel.cpu import target_attention as cpu
 from userec.kernel.reference import target_attention as reference
-from userec.testing import contract
+from userec.testing import Check, contract
 
 KERNELS = [kernel for kernel in userec_kernels() if kernel.op == "target_attention"]
 FORMS = {"torch": reference.target_attention, "cpu": cpu.target_attention}
@@ -21,7 +21,7 @@ Form = Callable[..., Tensor]
 
 
 @pytest.mark.parametrize("check", contract(KERNELS))
-def test_contract(check) -> None:
+def test_contract(check: Check) -> None:
     check()
 
 

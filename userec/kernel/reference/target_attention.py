@@ -86,9 +86,10 @@ def check_target(
         "context": context is None or (context.dim() == 4 and context.shape[:3] == allowed.shape),
     }
     if wrong := [name for name, right in fits.items() if not right]:
+        told = f"target_attention: {', '.join(wrong)}"
         raise UserError(
-            f"target_attention: {', '.join(wrong)} cannot be of {rows} rows, {questions} questions, {heads} heads, "
-            f"{length} events: q [B|1, Q|1, H, C, d], k [B, H, L, d], v [B, H, L, dv], bias [B, H, Q, L], allowed [B, Q, L], context [B, Q, L, W]"
+            f"{told} cannot be of {rows} rows, {questions} questions, {heads} heads, {length} events: "
+            "q [B|1, Q|1, H, C, d], k [B, H, L, d], v [B, H, L, dv], bias [B, H, Q, L], allowed [B, Q, L], context [B, Q, L, W]"
         )
     if keep is not None and keep < 1:
         raise UserError(f"target_attention: keep {keep} keeps no event: 1 or more, or None for all")
