@@ -18,6 +18,8 @@ OPS: Final = (
     "jagged_attention",
     "retention",
     "retention_step",
+    "target_attention",
+    "pair_linear",
     "simhash_pack",
     "hamming_topk",
     "linear_cross_entropy",

@@ -1,9 +1,13 @@
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
-from hypothesis import given, settings
-from hypothesis import strategies as st
-from userec_lifelong.attention import TargetAttention, union_of_heads
+from torch import Tensor
+from userec_lifelong.attention import TargetAttention
+
+from userec.builtin.kernels import userec_kernels
+from userec.kernel.dispatch import Kernels
 
 
 def naive_union(lists: list[list[int]], keep: int) -> set[int]:
@@ -16,22 +20,29 @@ def naive_union(lists: list[list[int]], keep: int) -> set[int]:
     return set(found)
 
 
-@settings(derandomize=True, deadline=None, max_examples=200)
-@given(st.data())
-def test_the_union_is_the_naive_walk_through_the_lists(data: st.DataObject) -> None:
-    length = data.draw(st.integers(1, 9))
-    ranks = data.draw(st.integers(1, length))
-    keep = data.draw(st.integers(1, length))
-    heads = data.draw(st.integers(1, 4))
-    lists = [[data.draw(st.permutations(range(length)))[:ranks] for _ in range(heads)] for _ in range(2)]
-    kept = union_of_heads(torch.tensor(lists), keep, length)
-    for row, one in enumerate(lists):
-        assert set(kept[row].nonzero().flatten().tolist()) == naive_union(one, keep)
+class Build:
+    """The least of a Build: kernels."""
+
+    def op(self, name: str) -> Callable[..., Tensor]:
+        return Kernels(userec_kernels(), use="auto").op(name)
 
 
 def attention(keep: int | None = 4) -> TargetAttention:
     torch.manual_seed(0)
-    return TargetAttention(inherent=8, features=2, cross=3, dim=12, heads=3, keep=keep)
+    return TargetAttention(Build(), inherent=8, features=2, cross=3, dim=12, heads=3, keep=keep)  # type: ignore[arg-type]
+
+
+def attend(module: TargetAttention, inherent: Tensor, cross: Tensor, target: Tensor, allowed: Tensor) -> Tensor:
+    keys, values = module.project(inherent)
+    return module(keys, values, cross, module.bias(cross), target, allowed)
+
+
+def weights(module: TargetAttention, inherent: Tensor, cross: Tensor, target: Tensor, allowed: Tensor) -> Tensor:
+    """What events are weighed with, [B, Q, C, H, L]: the context is the identity, so that the sum tells."""
+    keys, _ = module.project(inherent)
+    tell = torch.eye(keys.shape[2]).expand(*allowed.shape[:2], -1, -1)
+    q = module._split(module.wq(target))
+    return module.attend(q, keys, keys[..., :0], module.bias(cross), allowed, tell, keep=module.keep)
 
 
 def inputs(rows: int = 2, asked: int = 2, candidates: int = 3, length: int = 9) -> tuple[torch.Tensor, ...]:
@@ -45,8 +56,7 @@ def test_the_two_stages_are_the_paper_s_formulas() -> None:
     """alpha, top K of its union, softmax of the same alpha, K W^v, W^o: one (row, question, candidate) at a time, in loops."""
     module = attention()
     inherent, cross, target, allowed = inputs()
-    keys, projected = module.project(inherent)
-    out = module(keys, module.bias(cross), module.values(projected, cross), target, allowed)
+    out = attend(module, inherent, cross, target, allowed)
     for b, q, c in ((b, q, c) for b in range(2) for q in range(2) for c in range(3)):
         events = allowed[b, q].nonzero().flatten().tolist()
         alphas, heads = [], []
@@ -67,27 +77,26 @@ def test_the_two_stages_are_the_paper_s_formulas() -> None:
 def test_stage_one_keeps_the_top_k_of_stage_two_s_own_scores() -> None:
     """With one head the union is that head's top K: K = 20 of 100, as on the sample."""
     torch.manual_seed(0)
-    module = TargetAttention(inherent=8, features=1, cross=8, dim=16, heads=1, keep=20)
+    module = TargetAttention(Build(), inherent=8, features=1, cross=8, dim=16, heads=1, keep=20)  # type: ignore[arg-type]
     inherent, cross, target = torch.randn(3, 100, 8), torch.randn(3, 1, 100, 1, 8), torch.randn(1, 1, 50, 8)
-    alpha = module.relevance(module.project(inherent)[0], module.bias(cross), target)
     allowed = torch.ones(3, 1, 100, dtype=torch.bool)
-    kept = module.select(alpha, allowed)
-    assert (kept.sum(-1) == 20).all()
-    everything = module.weigh(alpha, allowed.unsqueeze(2).expand_as(kept))  # stage two, had it seen all
-    best = torch.zeros_like(kept).scatter(-1, everything[:, 0].topk(20).indices, True)
-    assert torch.equal(kept, best)
-    weights = module.weigh(alpha, kept)[:, 0]
-    assert torch.equal(weights > 0, kept)
+    some = weights(module, inherent, cross, target, allowed)
+    module.keep = None
+    everything = weights(module, inherent, cross, target, allowed)  # stage two, had it seen all
+    best = torch.zeros_like(some, dtype=torch.bool).scatter(-1, everything.topk(20).indices, True)
+    assert torch.equal(some > 0, best)
 
 
 def test_every_head_s_favourite_is_kept_and_k_in_all() -> None:
     module = attention()
     inherent, cross, target, allowed = inputs()
-    alpha = module.relevance(module.project(inherent)[0], module.bias(cross), target)
-    kept = module.select(alpha, allowed)
+    found = weights(module, inherent, cross, target, allowed)  # [B, Q, C, H, L]
+    kept = found[..., 0, :] > 0
+    assert torch.equal(found > 0, kept.unsqueeze(3).expand_as(found))
     assert (kept.sum(-1) == allowed.sum(-1, keepdim=True).clamp(max=4)).all()
-    best = alpha.masked_fill(~allowed[:, None, :, None], -torch.inf).argmax(-1)  # [B, H, Q, C]
-    assert kept[0].gather(-1, best[0].permute(1, 2, 0)).all()
+    module.keep = None
+    best = weights(module, inherent, cross, target, allowed).argmax(-1)  # [B, Q, C, H]
+    assert kept[0].gather(-1, best[0]).all()
 
 
 def test_it_keeps_all_where_there_are_no_more_than_k() -> None:
@@ -95,8 +104,7 @@ def test_it_keeps_all_where_there_are_no_more_than_k() -> None:
     outs = []
     for keep in (9, 50, None):
         module = attention(keep)
-        keys, projected = module.project(inherent)
-        outs.append(module(keys, module.bias(cross), module.values(projected, cross), target, allowed))
+        outs.append(attend(module, inherent, cross, target, allowed))
     assert torch.equal(outs[0], outs[1])
     assert torch.equal(outs[1], outs[2])
 
@@ -111,29 +119,31 @@ def test_the_gradient_goes_through_stage_two_alone_and_reaches_all() -> None:
     module = attention()
     inherent, cross, target, allowed = inputs()
     inherent.requires_grad_()
-    keys, projected = module.project(inherent)
-    out = module(keys, module.bias(cross), module.values(projected, cross), target, allowed)
+    out = attend(module, inherent, cross, target, allowed)
     out[:, :, 0].square().sum().backward()
     for name, parameter in module.named_parameters():
         assert parameter.grad is not None, name
         assert float(parameter.grad.abs().sum()) > 0, name
-    alpha = module.relevance(module.project(inherent)[0], module.bias(cross), target)
-    kept = module.select(alpha, allowed)
-    assert not kept.requires_grad
     assert inherent.grad is not None
-    seen = kept[:, :, 0].any(1)  # [B, L]
+    seen = (weights(module, inherent, cross, target, allowed)[:, :, 0] > 0).any(2).any(1)  # [B, L]
     assert float(inherent.grad[~seen].abs().sum()) == 0
     assert (inherent.grad[seen].abs().sum(-1) > 0).all()
 
 
 def test_candidates_shared_by_all_rows_score_as_their_copies() -> None:
     module = attention()
-    inherent, cross, target, _ = inputs()
-    keys, bias = module.project(inherent)[0], module.bias(cross)
-    shared = target[:1, :1]
-    torch.testing.assert_close(
-        module.relevance(keys, bias, shared), module.relevance(keys, bias, shared.expand(2, 2, -1, -1)), atol=1e-5, rtol=1e-5
-    )
-    torch.testing.assert_close(
-        module.relevance(keys, bias, shared), module.relevance(keys, bias, shared.expand(2, 1, -1, -1)), atol=1e-5, rtol=1e-5
-    )
+    inherent, cross, target, allowed = inputs()
+    alone = attend(module, inherent, cross, target[:1, :1], allowed)
+    for questions in (1, 2):
+        copies = attend(module, inherent, cross, target[:1, :1].expand(2, questions, -1, -1), allowed)
+        torch.testing.assert_close(alone, copies, atol=1e-5, rtol=1e-5)
+
+
+def test_values_of_cross_features_may_be_projected_after_the_sum() -> None:
+    """K W^v made of all events, then weighed, gives the same."""
+    module = attention()
+    inherent, cross, target, allowed = inputs()
+    values = module.wv_inherent(inherent).unsqueeze(1) + module.wv_cross(cross.flatten(3))  # [B, Q, L, D]
+    found = weights(module, inherent, cross, target, allowed)
+    plain = torch.einsum("bqchl,bqlhd->bqchd", found, values.unflatten(-1, (3, 4))).flatten(3)
+    torch.testing.assert_close(attend(module, inherent, cross, target, allowed), module.wo(plain), atol=1e-5, rtol=1e-5)

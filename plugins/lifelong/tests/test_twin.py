@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -8,14 +9,17 @@ import pytest
 import torch
 from torch import Tensor
 from userec_lifelong import twin
+from userec_lifelong.attention import TargetAttention
 from userec_lifelong.features import BUCKETS, log_bucket
 from userec_lifelong.twin import TWIN
 
 from userec.batch import History, Query
+from userec.builtin.kernels import userec_kernels
 from userec.config import parse
 from userec.dataset.events import code
 from userec.encoder.table import EmbeddingTable
 from userec.errors import UserError
+from userec.kernel.dispatch import Kernels
 from userec.registry import load
 from userec.schema import NEXT, Field, Schema, Task
 from userec.testing import open_session
@@ -49,6 +53,9 @@ class Build:
         table = EmbeddingTable(self.schema.spaces[space], dim)
         table.reset(0.3)
         return table
+
+    def op(self, name: str) -> Callable[..., Tensor]:
+        return Kernels(userec_kernels(), use="auto").op(name)
 
 
 def make(rich: bool = True, **settings: Any) -> TWIN:
@@ -86,6 +93,14 @@ def score(model: TWIN, h: History, at: Tensor | None = None, ids: Tensor | None 
     ids = torch.arange(2, 32).reshape(1, 1, -1) if ids is None else ids
     with torch.no_grad():
         return model.score(model.encode(h), Query(at, ids))
+
+
+def kept_weights(attention: TargetAttention, keys: Tensor, bias: Tensor, allowed: Tensor, target: Tensor) -> Tensor:
+    """What the attention weighs events with, [B, Q, C, H, L]: its context is the identity, so it tells whom it sums."""
+    rows, questions, length = allowed.shape
+    tell = torch.eye(length).expand(rows, questions, -1, -1)
+    nothing = keys[..., :0]
+    return attention.attend(attention._split(attention.wq(target)), keys, nothing, bias, allowed, tell, keep=attention.keep)
 
 
 def test_the_shape_and_the_fields_that_it_found() -> None:
@@ -170,11 +185,12 @@ def test_the_cross_bias_moves_the_choice_of_stage_one() -> None:
     with torch.no_grad():
         model.cross.buckets[0].weight.copy_(torch.arange(BUCKETS).float()[:, None].expand(-1, 8))
         for sign, kept in ((-1.0, {7, 8}), (1.0, {0, 1})):
-            model.long.wc.fill_(100 * sign)
+            model.long.wc.fill_(4 * sign)  # overwhelming, yet no weight is too small for a float
             model.long.beta.fill_(1.0)
             seen = model._view(model.encode(h), Query(h.last[:, None])).long
-            alpha = model.long.relevance(seen[1], seen[2], model.inherent(torch.tensor([[[5]]])))
-            chosen = set(model.long.select(alpha, seen[4]).flatten().nonzero().flatten().tolist())
+            target = model.inherent(torch.tensor([[[5]]]))
+            weights = kept_weights(model.long, seen.keys, seen.bias, seen.allowed, target)
+            chosen = set(weights.sum((0, 1, 2, 3)).nonzero().flatten().tolist())
             assert chosen == kept or (sign > 0 and chosen <= {0, 1, 2, 3, 4})  # 5 to 8 ago share a bucket
 
 
@@ -192,7 +208,7 @@ def test_a_request_time_in_the_query_stands_over_the_history_s() -> None:
 def test_chunks_of_candidates_equal_one_pass(monkeypatch: pytest.MonkeyPatch) -> None:
     model, h = make(), history()
     whole = score(model, h)
-    monkeypatch.setattr(twin, "CELLS", 500)
+    monkeypatch.setattr(twin, "CELLS", 800)
     torch.testing.assert_close(score(model, h), whole, atol=1e-5, rtol=1e-5)
     with torch.no_grad():
         everything = model.score(model.encode(h), Query(h.last[:, None]))

@@ -20,28 +20,37 @@ from userec_lifelong.attention import TargetAttention
 from userec_lifelong.features import Cross
 
 CELLS: Final = 2**22
-"""Scores (questions x heads x candidates x events) held at once where no gradient is asked for: 16 MiB."""
+"""Numbers (questions x candidates x 5 widths) held at once where no gradient is asked for: 16 MiB."""
 
 
-Side = tuple[TargetAttention, Tensor, Tensor, Tensor, Tensor]
-"""An attention and its keys, bias, values and allowed events."""
+class _Side(NamedTuple):
+    """An attention and all that it needs but the target."""
+
+    attention: TargetAttention
+    keys: Tensor
+    values: Tensor
+    cross: Tensor
+    bias: Tensor
+    allowed: Tensor
+
+    def attend(self, target: Tensor) -> Tensor:
+        """[B, Q, C, D]."""
+        return self.attention(self.keys, self.values, self.cross, self.bias, target, self.allowed)
 
 
 class _View(NamedTuple):
-    """All that the attentions of Q questions need but the target."""
+    """What Q questions see."""
 
     shape: torch.Size  # [B, Q]
-    long: Side
-    short: Side  # one question a row: [B * Q, ...]
+    long: _Side
+    short: _Side  # one question a row: [B * Q, ...]
 
     def attend(self, target: Tensor) -> tuple[Tensor, Tensor]:
         """Targets [B|1, Q|1, C, width] -> (twin, short), [B, Q, C, D] each."""
-        attention, keys, bias, values, allowed = self.long
-        twin = attention(keys, bias, values, target, allowed)
+        twin = self.long.attend(target)
         shared = target.shape[:2] == (1, 1)
         own = target if shared else target.expand(*self.shape, -1, -1).flatten(0, 1).unsqueeze(1)  # [B * Q|1, 1, C, width]
-        attention, keys, bias, values, allowed = self.short
-        short = attention(keys, bias, values, own, allowed)
+        short = self.short.attend(own)
         return twin, short.squeeze(1).unflatten(0, self.shape)
 
 
@@ -109,8 +118,8 @@ class TWIN(Encoder):
         self.cross = Cross(build, config.cross)
         self.reads = frozenset({"item", *self.inherent.sides}) | self.cross.reads
         width, dim = self.inherent.width, config.dim
-        self.long = TargetAttention(width, self.cross.count, config.cross, dim, config.heads, config.keep)
-        self.short = TargetAttention(width, self.cross.count, config.cross, dim, config.heads, None)
+        self.long = TargetAttention(build, width, self.cross.count, config.cross, dim, config.heads, config.keep)
+        self.short = TargetAttention(build, width, self.cross.count, config.cross, dim, config.heads, None)
         self.merge = nn.Linear(width, dim, bias=False)  # inherent features -> a token
         nn.init.normal_(self.merge.weight, std=width**-0.5)
         self.of_pair = nn.Linear(5 * dim, config.hidden)  # the first layer, by its columns: what a (user, target) pair changes,
@@ -146,7 +155,7 @@ class TWIN(Encoder):
             ids = torch.arange(self._size(encoded.history.tasks), device=query.at.device).reshape(1, 1, -1)
         view = self._view(encoded, query)
         mean = gather_positions(encoded.cache["mean"], query.at).unsqueeze(2)  # [B, Q, 1, D]
-        cells = query.at.numel() * self.config.heads * encoded.history.mask.shape[1]
+        cells = 5 * query.at.numel() * self.dim
         count = ids.shape[2]
         step = max(1, count if torch.is_grad_enabled() else CELLS // max(cells, 1))
         chunks = [self._score(view, mean, targets(ids[..., start : start + step])) for start in range(0, max(count, 1), step)]
@@ -169,15 +178,13 @@ class TWIN(Encoder):
         allowed = torch.arange(length, device=at.device) <= at.unsqueeze(2)  # [B, Q, L]
         allowed = allowed & history.mask.unsqueeze(1)
         cross = self.cross(history, query, at)  # [B, Q, L, J, cross]
-        bias, values = self.long.bias(cross), self.long.values(cache["values"], cross)
-        long = (self.long, cache["keys"], bias, values, allowed)
+        long = _Side(self.long, cache["keys"], cache["values"], cross, self.long.bias(cross), allowed)
 
         newest = at.unsqueeze(2) - torch.arange(min(self.config.recent, length), device=at.device)  # [B, Q, S], newest first
         row = torch.arange(rows, device=at.device).reshape(-1, 1, 1)
         question = torch.arange(at.shape[1], device=at.device).reshape(1, -1, 1)
         place = newest.clamp(min=0)
         near = cross[row, question, place].flatten(0, 1).unsqueeze(1)  # [B * Q, 1, S, J, cross]
-        keys, projected = self.short.project(cache["inherent"][row, place].flatten(0, 1))
+        keys, values = self.short.project(cache["inherent"][row, place].flatten(0, 1))
         seen = (newest >= 0).flatten(0, 1).unsqueeze(1)  # [B * Q, 1, S]
-        short = (self.short, keys, self.short.bias(near), self.short.values(projected, near), seen)
-        return _View(at.shape, long, short)
+        return _View(at.shape, long, _Side(self.short, keys, values, near, self.short.bias(near), seen))

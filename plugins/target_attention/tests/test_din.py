@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Callable
 from types import SimpleNamespace
 from typing import Any
 
@@ -13,7 +14,9 @@ from userec_target_attention.din import DIN
 from userec_target_attention.embedding_mlp import EmbeddingMLP
 
 from userec.batch import History, Query
+from userec.builtin.kernels import userec_kernels
 from userec.encoder.table import EmbeddingTable
+from userec.kernel.dispatch import Kernels
 from userec.schema import NEXT, Field, Schema, Task
 
 GROUP = Task("group", "label", "group")
@@ -39,6 +42,9 @@ class Build:
         table = EmbeddingTable(self.schema.spaces[space], dim)
         table.reset(0.3)
         return table
+
+    def op(self, name: str) -> Callable[..., Tensor]:
+        return Kernels(userec_kernels(), use="auto").op(name)
 
 
 def make(rich: bool = True, model: Any = DIN, events: tuple[int, ...] = (), **settings: Any) -> Any:

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import copy
+from collections.abc import Callable
 
 import pytest
 import torch
@@ -9,12 +10,22 @@ from userec_target_attention import network
 from userec_target_attention.activations import Activation, Dice
 from userec_target_attention.network import PairNetwork
 
+from userec.builtin.kernels import userec_kernels
+from userec.kernel.dispatch import Kernels
+
 KINDS: list[Activation] = ["dice", "sigmoid", "prelu"]
+
+
+class Build:
+    """The least of a Build: kernels."""
+
+    def op(self, name: str) -> Callable[..., Tensor]:
+        return Kernels(userec_kernels(), use="auto").op(name)
 
 
 def make(kind: Activation, difference: bool) -> PairNetwork:
     torch.manual_seed(0)
-    module = PairNetwork(6, (7, 5), kind, difference)
+    module = PairNetwork(Build(), 6, (7, 5), kind, difference)  # type: ignore[arg-type]
     for part in module.modules():
         if isinstance(part, Dice):
             nn.init.normal_(part.alpha)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
+from userec.encoder.contract import Build
 from userec_target_attention.activations import Activation
 from userec_target_attention.network import PairNetwork
 
@@ -16,9 +17,9 @@ class LocalActivation(nn.Module):
     a / sqrt(width) over the allowed events, as in the authors' code. Only (question, candidate, event) cells that are real go
     through the MLP: it is not 0 at padding, nor may padding be counted in the statistics of Dice."""
 
-    def __init__(self, width: int, hidden: tuple[int, ...], kind: Activation, softmax: bool) -> None:
+    def __init__(self, build: Build, width: int, hidden: tuple[int, ...], kind: Activation, softmax: bool) -> None:
         super().__init__()
-        self.network = PairNetwork(width, hidden, kind, difference=True)
+        self.network = PairNetwork(build, width, hidden, kind, difference=True)
         self.softmax = softmax
 
     def forward(self, events: Tensor, allowed: Tensor, target: Tensor, real: Tensor) -> Tensor:

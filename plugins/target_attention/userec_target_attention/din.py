@@ -74,8 +74,8 @@ class DIN(Encoder):
         self.dim = self.items.width
         self.labels = Heads(build, self.dim)
         self.reads = frozenset({"item", *self.items.sides})
-        self.interest = LocalActivation(self.dim, config.attention, config.attention_activation, config.softmax)
-        self.head = PairNetwork(self.dim, config.hidden, config.activation, difference=False)
+        self.interest = LocalActivation(build, self.dim, config.attention, config.attention_activation, config.softmax)
+        self.head = PairNetwork(build, self.dim, config.hidden, config.activation, difference=False)
 
     def begin_task(self, tasks: tuple[str, ...], phase: str) -> None:
         """A label space gets its own table: a class is a candidate like an item."""

@@ -49,7 +49,7 @@ class EmbeddingMLP(Encoder):
         self.dim = self.items.width
         self.labels = Heads(build, self.dim)
         self.reads = frozenset({"item", *self.items.sides})
-        self.head = PairNetwork(self.dim, config.hidden, config.activation, difference=False)
+        self.head = PairNetwork(build, self.dim, config.hidden, config.activation, difference=False)
 
     def begin_task(self, tasks: tuple[str, ...], phase: str) -> None:
         """A label space gets its own table: a class is a candidate like an item."""
