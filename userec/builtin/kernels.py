@@ -15,7 +15,7 @@ from userec.kernel.cpu import attention as cpu_attention
 from userec.kernel.reference import attention
 from userec.markers import hookimpl
 
-OPS: Final = ("hstu_attention",)
+OPS: Final = ("hstu_attention", "augru")
 
 
 def on_cpu(request: Request) -> Yes | No:
