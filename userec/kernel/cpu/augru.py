@@ -1,4 +1,4 @@
-"""AUGRU over users sorted by length, so that a step takes real events only; backward makes the gates again, many steps at once."""
+"""AUGRU over users sorted by length, so that a step takes real events only; backward makes the gates again, block by block."""
 
 from __future__ import annotations
 
