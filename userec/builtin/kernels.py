@@ -5,8 +5,8 @@ An op NAME is the function NAME in `userec/kernel/reference/NAME.py` and in `use
 What `compiled` is good for: a long run on a machine with a C++ compiler, of an op that the `cpu` form does not serve better; it
 fuses what is made value by value (HSTU's attention, padded: 2.6 times the plain form; buckets alone: 5.4 times). What not: short
 runs and tests, for the first call waits 9 s, 15 s with its gradients (4 s from a warm cache). Sizes are symbols, so that one
-compilation serves all batches; others come with a size of 1, with a first call two of whose sizes are equal by chance, with another
-option or dtype, or without gradients; more than torch allows (8) are an error. Loops over time are refused."""
+compilation serves all batches; others come with a size of 1, with a first call two of whose sizes are equal by chance, with
+another option or dtype, or without gradients; more than torch allows (8) are an error. Loops over time are refused."""
 
 from __future__ import annotations
 
