@@ -1,12 +1,18 @@
 """The built-in ops: of each a reference in plain torch, its form for CPUs, and the reference compiled where that is asked for.
 
-An op NAME is the function NAME in `userec/kernel/reference/NAME.py` and in `userec/kernel/cpu/NAME.py`."""
+An op NAME is the function NAME in `userec/kernel/reference/NAME.py` and in `userec/kernel/cpu/NAME.py`.
+
+What `compiled` is good for: a long run on a machine with a C++ compiler, of an op that the `cpu` form does not serve better; it
+fuses what is made value by value. What not: short runs and tests, for the first call waits until C++ is written and compiled.
+Sizes are symbols, so that one compilation serves all batches; others come with a size of 1, with a first call two of whose sizes
+are equal by chance, with another option or dtype, or without gradients; more than torch allows (8) are an error. Loops over time
+are refused."""
 
 from __future__ import annotations
 
 import shutil
 from collections.abc import Callable, Iterable, Mapping
-from functools import partial
+from functools import cache, partial, wraps
 from importlib import import_module
 from typing import Any, Final
 
@@ -20,6 +26,7 @@ OPS: Final = (
     "retention_step",
     "target_attention",
     "pair_linear",
+    "augru",
     "simhash_pack",
     "hamming_topk",
     "linear_cross_entropy",
@@ -42,9 +49,14 @@ def without_dropout(request: Request) -> Yes | No:
 CPU_SUPPORTS: Final[Mapping[str, Callable[[Request], Yes | No]]] = {"jagged_attention": without_dropout}
 """{op: what its CPU form serves}, where that is not `on_cpu`."""
 
+NEVER_COMPILED: Final = {"augru": "its loop over events would be unrolled: a compilation for every max_len, minutes each"}
+"""{op: why its reference is no use to torch.compile}."""
+
 
 def with_compiler(request: Request) -> Yes | No:
-    """torch.compile on a CPU writes C++."""
+    """torch.compile on a CPU writes C++; a loop over time it unrolls."""
+    if request.op in NEVER_COMPILED:
+        return No(NEVER_COMPILED[request.op])
     if request.device == "cpu" and not (shutil.which("g++") or shutil.which("clang++")):
         return No("torch.compile needs a C++ compiler on a CPU: install g++")
     return Yes()
@@ -54,10 +66,21 @@ def _load(room: str, op: str) -> Callable[..., Any]:
     return getattr(import_module(f"userec.kernel.{room}.{op}"), op)
 
 
+@cache
 def _compile(op: str) -> Callable[..., Any]:
+    """The reference, compiled at the first call that has something to compute: nothing is left to the reference but calls with an
+    empty tensor, which inductor cannot trace. One graph or an error (`fullgraph`), also where too many kinds of call came."""
     import torch
 
-    return torch.compile(_load("reference", op))
+    reference = _load("reference", op)
+    compiled = cache(lambda: torch.compile(reference, fullgraph=True, dynamic=True))
+
+    @wraps(reference)
+    def call(*args: Any, **kwargs: Any) -> Any:
+        empty = any(isinstance(x, torch.Tensor) and not x.numel() for x in (*args, *kwargs.values()))
+        return reference(*args, **kwargs) if empty else compiled()(*args, **kwargs)
+
+    return call
 
 
 def _forms(op: str) -> Iterable[Kernel]:
@@ -78,6 +101,4 @@ def _forms(op: str) -> Iterable[Kernel]:
 @hookimpl
 def userec_kernels() -> Iterable[Kernel]:
     """Every op, by all of its forms."""
-    return [
-        *(kernel for op in OPS for kernel in _forms(op)),
-    ]
+    return [kernel for op in OPS for kernel in _forms(op)]
