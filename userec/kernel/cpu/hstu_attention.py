@@ -147,7 +147,7 @@ def _backward(
     divisor: float,
     scale: float,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
-    call = _Call((q, k, v, upstream / divisor), position_table, time_table, time, asked, edges, scale)
+    call = _Call((q, k, v, upstream), position_table, time_table, time, asked, edges, scale)
     gradients = torch.empty_like(call.rows[..., : -v.shape[2]])  # of q, k and v, side by side
     d_position, d_time = (_sums(table, q) for table in (position_table, time_table))
     for bucket in buckets(offsets):
@@ -156,10 +156,10 @@ def _backward(
         to_q, to_k, to_v = found.split(call.widths[:3], 3)
         for block in call.blocks(bucket, own_q, own_k):
             rows, columns = slice(block.start, block.stop), slice(0, block.stop)
-            weights = block.causal(F.silu(block.scores))
+            weights = block.causal(F.silu(block.scores).div_(divisor))
             to_v[:, :, columns] += weights.transpose(2, 3).to(v.dtype) @ own_up[:, :, rows]
             slope = _wide(own_up[:, :, rows] @ own_v[:, :, columns].transpose(2, 3))  # of the weights, then of the scores
-            slope = block.causal(torch.ops.aten.silu_backward(slope, block.scores))
+            slope = block.causal(torch.ops.aten.silu_backward(slope, block.scores).div_(divisor))
             narrow = slope.to(q.dtype)
             to_q[:, :, rows] = narrow @ own_k[:, :, columns]
             to_k[:, :, columns] += narrow.transpose(2, 3) @ own_q[:, :, rows]
