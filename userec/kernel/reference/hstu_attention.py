@@ -41,13 +41,13 @@ def hstu_attention(
     place = torch.arange(max_len, device=q.device)
     apart = place[:, None] - place  # [L, L]
     if position_table is not None:
-        scores = scores + position_table[apart.clamp(0, len(position_table) - 1)].permute(2, 0, 1)
+        scores = scores + F.embedding(apart.clamp(0, len(position_table) - 1), position_table).permute(2, 0, 1)
     if time_table is not None:
         assert time is not None
         assert asked is not None
         assert edges is not None
         gap = pad(asked, offsets, max_len)[:, :, None] - pad(time, offsets, max_len)[:, None]  # [B, L, L]
-        scores = scores + time_table[torch.bucketize(gap, edges.contiguous(), right=True)].permute(0, 3, 1, 2)
+        scores = scores + F.embedding(torch.bucketize(gap, edges.contiguous(), right=True), time_table).permute(0, 3, 1, 2)
     weights = F.silu(scores) * (apart >= 0) / divisor
     return unpad((weights @ padded_v).transpose(1, 2), offsets, len(q))
 
