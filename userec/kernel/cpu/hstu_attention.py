@@ -61,6 +61,7 @@ class _Call:
     def __init__(
         self,
         tensors: tuple[Tensor, ...],
+        offsets: Tensor,
         position_table: Tensor | None,
         time_table: Tensor | None,
         time: Tensor | None,
@@ -70,7 +71,14 @@ class _Call:
     ) -> None:
         self.widths = [x.shape[2] for x in tensors]
         self.rows = torch.cat(tensors, 2)  # [S, H, sum of widths]: one gather a bucket
-        self.position_table, self.time_table, self.scale = position_table, time_table, scale
+        self.time_table, self.scale = time_table, scale
+        self.buckets = buckets(offsets, GROWTH)
+        self.longest = self.buckets[-1].length if self.buckets else 0
+        self.below = _wide(self.rows).new_ones(BLOCK, BLOCK).tril_()
+        self.near: Tensor | None = None  # [H|1, 2 longest]: the bias of distances longest - 1 .. 0, then the future
+        if position_table is not None:
+            near = position_table[torch.arange(self.longest - 1, -1, -1).clamp(max=len(position_table) - 1)].T
+            self.near = torch.cat([near, torch.zeros_like(near)], 1)
         self.timed: tuple[Tensor, Tensor, Tensor] | None = None
         if time_table is not None:
             assert time is not None
@@ -79,23 +87,23 @@ class _Call:
             self.timed = time, asked, edges.contiguous()
 
     def take(self, bucket: Bucket) -> list[Tensor]:
-        """Each tensor's rows of a bucket: [b, H, L, *]."""
-        return list(bucket.pad(self.rows).transpose(1, 2).contiguous().split(self.widths, 3))
+        """Each tensor's rows of a bucket: [b, H, L, *], at padding the user's last event again: no real query sees it there."""
+        heads, width = self.rows.shape[1:]
+        places = bucket.sources.view(-1, 1, bucket.length) * heads + torch.arange(heads)[:, None]  # [b, H, L]
+        own = self.rows.view(-1, width).index_select(0, places.flatten())
+        return list(own.view(*places.shape, width).split(self.widths, 3))
 
     def blocks(self, bucket: Bucket, q: Tensor, k: Tensor) -> Iterator[_Block]:
         """Scores of q, k [b, H, L, D], block by block."""
-        near = time = asked = edges = None
-        if self.position_table is not None:
-            near = self.position_table[torch.arange(bucket.length).clamp(max=len(self.position_table) - 1)].flip(0).T
-            near = torch.cat([near, near.new_zeros(len(near), bucket.length)], 1)  # [H, 2 L]: distances L - 1 .. 0, the future
+        time = asked = edges = None
         if self.timed is not None:
             time, asked, edges = (*(bucket.pad(x) for x in self.timed[:2]), self.timed[2])  # [b, L]
-        below = _wide(q).new_ones(BLOCK, BLOCK).tril_()
         for start in range(0, bucket.length, BLOCK):
             stop = min(start + BLOCK, bucket.length)
             scores = _wide(q[:, :, start:stop] @ k[:, :, :stop].transpose(2, 3)) * self.scale  # [b, H, r, stop]
-            if near is not None:
-                scores += near.unfold(1, stop, 1).index_select(1, bucket.length - 1 - torch.arange(start, stop))
+            if self.near is not None:
+                last = self.longest - 1
+                scores += self.near.unfold(1, stop, 1).index_select(1, torch.arange(last - start, last - stop, -1))
             which = None
             if time is not None:
                 assert asked is not None
@@ -106,7 +114,7 @@ class _Call:
                 for head, column in enumerate(self.time_table.unbind(1)):
                     own = scores if self.time_table.shape[1] == 1 else scores[:, head : head + 1]
                     own += column.index_select(0, which.flatten()).view(which.shape)[:, None]
-            yield _Block(start, stop, scores, which, below[: stop - start, : stop - start])
+            yield _Block(start, stop, scores, which, self.below[: stop - start, : stop - start])
 
 
 @custom_op("userec::cpu_hstu_attention", mutates_args=())
@@ -124,16 +132,16 @@ def _forward(
     scale: float,
 ) -> Tensor:
     with small_products():
-        call = _Call((q, k, v), position_table, time_table, time, asked, edges, scale)
+        call = _Call((q, k, v), offsets, position_table, time_table, time, asked, edges, scale)
         out = v.new_empty(v.shape)
-        for bucket in buckets(offsets, GROWTH):
+        for bucket in call.buckets:
             own_q, own_k, own_v = call.take(bucket)
             found = own_v.new_empty(own_v.shape)
             for block in call.blocks(bucket, own_q, own_k):
                 weights = block.causal(F.silu(block.scores, inplace=True))
                 found[:, :, block.start : block.stop] = weights.to(v.dtype) @ own_v[:, :, : block.stop]
-            out[bucket.events] = bucket.pack(found.transpose(1, 2)) / divisor
-        return out
+            out.index_copy_(0, bucket.events, bucket.pack(found.transpose(1, 2)))
+        return out.div_(divisor)
 
 
 @custom_op("userec::cpu_hstu_attention_backward", mutates_args=())
@@ -152,11 +160,12 @@ def _backward(
     scale: float,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
     with small_products():
-        call = _Call((q, k, v, upstream), position_table, time_table, time, asked, edges, scale)
+        call = _Call((q, k, v, upstream), offsets, position_table, time_table, time, asked, edges, scale)
         gradients = torch.empty_like(call.rows[..., : -v.shape[2]])  # of q, k and v, side by side
         d_position, d_time = (_sums(table, q) for table in (position_table, time_table))
-        for bucket in buckets(offsets, GROWTH):
+        for bucket in call.buckets:
             own_q, own_k, own_v, own_up = call.take(bucket)
+            own_up[bucket.gaps // bucket.length, :, bucket.gaps % bucket.length] = 0
             found = _wide(own_q).new_zeros(*own_q.shape[:3], gradients.shape[2])
             to_q, to_k, to_v = found.split(call.widths[:3], 3)
             for block in call.blocks(bucket, own_q, own_k):
