@@ -35,11 +35,9 @@ def rank(data_dir: Path) -> dict[str, Any]:
     """Seconds of the evaluator on the test split, and what it ranked."""
     import torch
 
-    from userec.engine.device import choose_matmul
     from userec.registry import load
     from userec.testing import open_session
 
-    choose_matmul()
     torch.manual_seed(0)
     registry = load()
     with tempfile.TemporaryDirectory() as folder:

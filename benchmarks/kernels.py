@@ -28,7 +28,7 @@ from measure import publish
 from spine import open_movielens
 
 from userec.builtin.kernels import userec_kernels
-from userec.engine.device import choose_matmul
+from userec.kernel.cpu.products import choice
 from userec.kernel.dispatch import Kernels
 from userec.kernel.jagged import offsets_of
 
@@ -344,7 +344,7 @@ def end_to_end(name: str, split: str, data_dir: Path) -> dict[str, float]:
 
 def figures(data_dir: Path) -> dict[str, Any]:
     """All of them."""
-    precision, why = choose_matmul()
+    precision, why = choice()
     torch.manual_seed(0)
     kernels = Kernels(userec_kernels(), use="auto")
     ops = []
@@ -359,7 +359,7 @@ def figures(data_dir: Path) -> dict[str, Any]:
     return {
         "threads": torch.get_num_threads(),
         "torch": torch.__version__,
-        "matmul": {"precision": precision, "why": why},
+        "large_products": {"precision": precision, "why": why},
         "ops": ops,
         "linear_cross_entropy_memory_mb": {"plain": full, "chosen": chunked, "ratio": full / chunked},
         "training_step": steps,
@@ -368,7 +368,6 @@ def figures(data_dir: Path) -> dict[str, Any]:
 
 if __name__ == "__main__":
     if sys.argv[1:2] == ["--memory"]:
-        choose_matmul()
         print(json.dumps(grow(*sys.argv[2:4])))
     else:
         publish("kernels", __doc__, figures)

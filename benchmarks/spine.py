@@ -82,7 +82,6 @@ def evaluation_and_loader(data_dir: Path) -> dict[str, float]:
 
     from userec.capability import Can
     from userec.engine.compose import Builder
-    from userec.engine.device import choose_matmul
     from userec.engine.experiment import resolve
     from userec.engine.learner import GradientLearner
     from userec.engine.session import Host, Run, Session
@@ -90,7 +89,6 @@ def evaluation_and_loader(data_dir: Path) -> dict[str, float]:
     from userec.registry import load
     from userec.schema import NEXT
 
-    choose_matmul()
     registry = load()
     with tempfile.TemporaryDirectory() as folder:
         coded, division = open_movielens(data_dir, Path(folder))

@@ -12,7 +12,7 @@ import pytest
 import torch
 
 from userec.cli import doctor
-from userec.engine import device
+from userec.kernel.cpu import products
 
 
 def findings(userec: Any, *words: str) -> tuple[int, dict[str, dict[str, str]]]:
@@ -115,14 +115,11 @@ def test_the_matrix_product_is_told_by_speed_and_chosen_by_error(userec: Any, mo
     errors = [float(number) for number in re.findall(r"error ([\d.e+-]+)", told)]
     assert len(speeds) == len(errors) == 2
     assert min(speeds) > 0
-    assert errors[0] < device.FP32_ERROR
-    assert ("medium is chosen" in told) == (errors[1] <= device.FP32_ERROR)
+    assert errors[0] < products.FP32_ERROR
+    assert ("medium is chosen for large products" in told) == (errors[1] <= products.FP32_ERROR)
     assert torch.get_float32_matmul_precision() == before
-    monkeypatch.setattr(device, "matmul_errors", lambda: {"highest": 2e-7, "medium": 1e-3})
-    assert "highest is chosen: medium is no fp32" in findings(userec)[1]["fp32 matmul"]["detail"]
-    assert device.choose_matmul()[0] == "highest"
-    monkeypatch.undo()
-    torch.set_float32_matmul_precision(before)
+    monkeypatch.setattr(products, "product_errors", lambda: {"highest": 2e-7, "medium": 1e-3})
+    assert "highest is chosen for all products: medium is no fp32" in findings(userec)[1]["fp32 matmul"]["detail"]
 
 
 def test_a_choice_of_kernels_that_cannot_be_had(userec: Any, monkeypatch: pytest.MonkeyPatch) -> None:

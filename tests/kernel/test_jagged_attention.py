@@ -125,27 +125,3 @@ def test_flash_attention_has_no_dropout_and_says_so() -> None:
     q, k, v = tensors(5)
     with pytest.raises(UserError, match="no dropout"):
         cpu.jagged_attention(q, k, v, offsets_of((5,)), max_len=5, causal=True, dropout_p=0.1)
-
-
-def test_products_are_torchs_own_inside_and_as_they_were_outside(monkeypatch: pytest.MonkeyPatch) -> None:
-    inside: list[str] = []
-    kernels = cpu.aten
-
-    class Spy:
-        def __getattr__(self, name: str) -> Callable[..., object]:
-            def call(*args: object, **kwargs: object) -> object:
-                inside.append(torch.get_float32_matmul_precision())
-                return getattr(kernels, name)(*args, **kwargs)
-
-            return call
-
-    monkeypatch.setattr(cpu, "aten", Spy())
-    before = torch.get_float32_matmul_precision()
-    try:
-        torch.set_float32_matmul_precision("medium")
-        q, k, v = (x.requires_grad_() for x in tensors(5))
-        cpu.jagged_attention(q, k, v, offsets_of((5,)), max_len=5, causal=True).sum().backward()
-        assert torch.get_float32_matmul_precision() == "medium"
-    finally:
-        torch.set_float32_matmul_precision(before)
-    assert inside == ["highest", "highest"]

@@ -85,16 +85,16 @@ def _torch() -> str:
 
 
 def _matmul() -> Finding:
-    """How fast and how exact the fp32 matrix product is on this CPU, and which setting a run takes."""
-    from userec.engine.device import FP32_ERROR, exact_enough, matmul_errors, matmul_speeds
+    """How fast and how exact the fp32 matrix product is on this CPU, and which setting large products take."""
+    from userec.kernel.cpu.products import FP32_ERROR, exact_enough, product_errors, product_speeds
 
-    errors, speeds = matmul_errors(), matmul_speeds()
+    errors, speeds = product_errors(), product_speeds()
     told = ", ".join(f"{setting} {speeds[setting]:.0f} GFLOP/s with relative error {errors[setting]:.1e}" for setting in errors)
     exact = exact_enough(errors) == "medium"
     why = (
-        f"medium is chosen: its error is at most {FP32_ERROR:.0e}, still fp32"
+        f"medium is chosen for large products: its error is at most {FP32_ERROR:.0e}, still fp32"
         if exact
-        else "highest is chosen: medium is no fp32"
+        else "highest is chosen for all products: medium is no fp32"
     )
     return Finding("fp32 matmul", "ok", f"{told}; {why} (by error alone, so that a seed gives one result)")
 

@@ -19,11 +19,12 @@ from userec.dataset.events import Coded
 from userec.dataset.split import Division, divide, target_hash
 from userec.engine import checkpoint
 from userec.engine.compose import Builder, Plugins, complete, configure
-from userec.engine.device import choose_matmul, device_of, peak_rss_mb
+from userec.engine.device import device_of, peak_rss_mb
 from userec.engine.experiment import Experiment, read_file, resolve, to_toml
 from userec.engine.session import Host, Model, Run, Session, counts_of, evaluator_ref
 from userec.errors import UserError, unknown
 from userec.evaluator.contract import Evaluator
+from userec.kernel.cpu.products import choice
 from userec.kernel.dispatch import Kernels
 from userec.report import SCHEMA, write_json, write_per_user
 
@@ -113,7 +114,6 @@ def run(
         host.tell(note)
     division = divide(coded, experiment.split)
     host.tell(f"split {division.name}: {division.note}")
-    matmul = choose_matmul()
     kernels = Kernels(kernel for provided in host.plugins["kernels"].values() for kernel in provided)
     about = Run(experiment.encoder.name, name, experiment, out)
     session = Session(host, about, coded, division, Builder.of(host.plugins, coded, kernels, division.train), device)
@@ -133,7 +133,7 @@ def run(
         "schema": SCHEMA,
         "experiment": experiment.model_dump(mode="json"),
         "dataset": {"name": name, **counts_of(coded), "target_hash": target_hash(coded, division), "split": _split(division)},
-        "environment": _environment(host, device, kernels, matmul),
+        "environment": _environment(host, device, kernels),
         "metrics": [row.as_json(with_encoder=False) for row in rows],
         "baselines": [row.as_json(with_encoder=True) for row in baselines],
         "timing": {"load_s": load_s, **_timing(model)},
@@ -148,14 +148,15 @@ def run(
     return report
 
 
-def _environment(host: Host, device: torch.device, kernels: Kernels, matmul: tuple[str, str]) -> dict[str, Any]:
+def _environment(host: Host, device: torch.device, kernels: Kernels) -> dict[str, Any]:
+    precision, why = choice()
     return {
         "python": platform.python_version(),
         "machine": f"{platform.machine()}, {torch.get_num_threads()} threads, {device}",
         "versions": {package: version(package) for package in VERSIONS},
         "plugins": dict(host.about),
         "kernels": kernels.chosen(),
-        "matmul": {"precision": matmul[0], "why": matmul[1]},
+        "large_products": {"precision": precision, "why": why},
     }
 
 

@@ -11,7 +11,6 @@ import torch
 from torch import Tensor
 from torch.library import custom_op
 
-from userec.kernel.cpu.products import small_products
 from userec.kernel.reference.augru import check
 
 EVENTS: Final = 2048
@@ -106,27 +105,26 @@ def _forward(
     offsets: Tensor,
     update: bool,
 ) -> tuple[Tensor, Tensor]:
-    with small_products():
-        hidden = weight_hh.shape[1]
-        order, plan = _plan(offsets)
-        h = start.index_select(0, order)  # [B, H]
-        final = h.clone()
-        out = x.new_empty(len(x), hidden)
-        for steps in plan:
-            given = torch.addmm(bias_ih, x.index_select(0, steps.events), weight_ih.T)  # [n, 3 H]
-            alpha, beta = _weights(attention.index_select(0, steps.events), update)
-            states = given.new_empty(len(given), hidden)
-            for rows in steps:
-                h = h[: rows.stop - rows.start]
-                own, carried = given[rows], torch.addmm(bias_hh, h, weight_hh.T)  # [b, 3 H]
-                gates = own[:, : 2 * hidden].add_(carried[:, : 2 * hidden]).sigmoid_()
-                r, z = gates[:, :hidden], gates[:, hidden:]
-                n = torch.addcmul(own[:, 2 * hidden :], r, carried[:, 2 * hidden :]).tanh_()
-                share = torch.addcmul(alpha[rows], beta[rows], z)
-                h = torch.addcmul(h, share, n.sub_(h), out=states[rows])
-                final[: len(h)] = h
-            out.index_copy_(0, steps.events, states)
-        return out, torch.empty_like(final).index_copy_(0, order, final)
+    hidden = weight_hh.shape[1]
+    order, plan = _plan(offsets)
+    h = start.index_select(0, order)  # [B, H]
+    final = h.clone()
+    out = x.new_empty(len(x), hidden)
+    for steps in plan:
+        given = torch.addmm(bias_ih, x.index_select(0, steps.events), weight_ih.T)  # [n, 3 H]
+        alpha, beta = _weights(attention.index_select(0, steps.events), update)
+        states = given.new_empty(len(given), hidden)
+        for rows in steps:
+            h = h[: rows.stop - rows.start]
+            own, carried = given[rows], torch.addmm(bias_hh, h, weight_hh.T)  # [b, 3 H]
+            gates = own[:, : 2 * hidden].add_(carried[:, : 2 * hidden]).sigmoid_()
+            r, z = gates[:, :hidden], gates[:, hidden:]
+            n = torch.addcmul(own[:, 2 * hidden :], r, carried[:, 2 * hidden :]).tanh_()
+            share = torch.addcmul(alpha[rows], beta[rows], z)
+            h = torch.addcmul(h, share, n.sub_(h), out=states[rows])
+            final[: len(h)] = h
+        out.index_copy_(0, steps.events, states)
+    return out, torch.empty_like(final).index_copy_(0, order, final)
 
 
 @custom_op("userec::cpu_augru_backward", mutates_args=())
@@ -144,40 +142,39 @@ def _backward(
     offsets: Tensor,
     update: bool,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
-    with small_products():
-        hidden = weight_hh.shape[1]
-        order, plan = _plan(offsets)
-        begun = start.index_select(0, order)
-        dh = upstream_state.index_select(0, order)  # [B, H], of the state after the step at hand
-        dx, d_attention = torch.empty_like(x), torch.empty_like(attention)
-        d_ih, d_hh, db_ih, db_hh = (torch.zeros_like(each) for each in (weight_ih, weight_hh, bias_ih, bias_hh))
-        for steps in reversed(plan):
-            own_x, before = x.index_select(0, steps.events), steps.before(out, begun)  # [n, D], [n, H]
-            given = torch.addmm(bias_ih, own_x, weight_ih.T)  # [n, 3 H]
-            carried = torch.addmm(bias_hh, before, weight_hh.T)
-            alpha, beta = _weights(attention.index_select(0, steps.events), update)
-            gates = given[:, : 2 * hidden].add_(carried[:, : 2 * hidden]).sigmoid_()
-            r, z, inner = gates[:, :hidden], gates[:, hidden:], carried[:, 2 * hidden :]
-            n = torch.addcmul(given[:, 2 * hidden :], r, inner).tanh_()
-            share = torch.addcmul(alpha, beta, z)
-            far = n - before
-            to_n = share * (1 - n * n)
-            each = torch.stack([to_n * inner * r * (1 - r), far * beta * z * (1 - z), to_n * r], dim=1)  # [n, 3, H]
-            keep = 1 - share
-            arrived = upstream.index_select(0, steps.events)  # [n, H]
-            for rows in reversed(list(steps)):
-                users = dh[: rows.stop - rows.start]
-                whole = arrived[rows].add_(users)
-                own = each[rows].mul_(whole[:, None]).flatten(1)  # [b, 3 H], of the carried sums
-                torch.mul(whole, keep[rows], out=users).addmm_(own, weight_hh)
-            d_attention[steps.events] = (arrived * far * (1 - z if update else z)).sum(1)
-            d_hh.addmm_(each.flatten(1).T, before)
-            db_hh += each.sum(0).flatten()
-            torch.mul(arrived, to_n, out=each[:, 2])  # of the given sums
-            d_ih.addmm_(each.flatten(1).T, own_x)
-            db_ih += each.sum(0).flatten()
-            dx[steps.events] = each.flatten(1) @ weight_ih
-        return dx, d_attention, d_ih, d_hh, db_ih, db_hh, torch.empty_like(dh).index_copy_(0, order, dh)
+    hidden = weight_hh.shape[1]
+    order, plan = _plan(offsets)
+    begun = start.index_select(0, order)
+    dh = upstream_state.index_select(0, order)  # [B, H], of the state after the step at hand
+    dx, d_attention = torch.empty_like(x), torch.empty_like(attention)
+    d_ih, d_hh, db_ih, db_hh = (torch.zeros_like(each) for each in (weight_ih, weight_hh, bias_ih, bias_hh))
+    for steps in reversed(plan):
+        own_x, before = x.index_select(0, steps.events), steps.before(out, begun)  # [n, D], [n, H]
+        given = torch.addmm(bias_ih, own_x, weight_ih.T)  # [n, 3 H]
+        carried = torch.addmm(bias_hh, before, weight_hh.T)
+        alpha, beta = _weights(attention.index_select(0, steps.events), update)
+        gates = given[:, : 2 * hidden].add_(carried[:, : 2 * hidden]).sigmoid_()
+        r, z, inner = gates[:, :hidden], gates[:, hidden:], carried[:, 2 * hidden :]
+        n = torch.addcmul(given[:, 2 * hidden :], r, inner).tanh_()
+        share = torch.addcmul(alpha, beta, z)
+        far = n - before
+        to_n = share * (1 - n * n)
+        each = torch.stack([to_n * inner * r * (1 - r), far * beta * z * (1 - z), to_n * r], dim=1)  # [n, 3, H]
+        keep = 1 - share
+        arrived = upstream.index_select(0, steps.events)  # [n, H]
+        for rows in reversed(list(steps)):
+            users = dh[: rows.stop - rows.start]
+            whole = arrived[rows].add_(users)
+            own = each[rows].mul_(whole[:, None]).flatten(1)  # [b, 3 H], of the carried sums
+            torch.mul(whole, keep[rows], out=users).addmm_(own, weight_hh)
+        d_attention[steps.events] = (arrived * far * (1 - z if update else z)).sum(1)
+        d_hh.addmm_(each.flatten(1).T, before)
+        db_hh += each.sum(0).flatten()
+        torch.mul(arrived, to_n, out=each[:, 2])  # of the given sums
+        d_ih.addmm_(each.flatten(1).T, own_x)
+        db_ih += each.sum(0).flatten()
+        dx[steps.events] = each.flatten(1) @ weight_ih
+    return dx, d_attention, d_ih, d_hh, db_ih, db_hh, torch.empty_like(dh).index_copy_(0, order, dh)
 
 
 @_forward.register_fake

@@ -11,7 +11,6 @@ from torch import Tensor
 from torch.library import custom_op
 from torch.nn import functional as F
 
-from userec.kernel.cpu.products import small_products
 from userec.kernel.jagged import Bucket, buckets
 
 GROWTH: Final = 1.8
@@ -131,17 +130,16 @@ def _forward(
     divisor: float,
     scale: float,
 ) -> Tensor:
-    with small_products():
-        call = _Call((q, k, v), offsets, position_table, time_table, time, asked, edges, scale)
-        out = v.new_empty(v.shape)
-        for bucket in call.buckets:
-            own_q, own_k, own_v = call.take(bucket)
-            found = own_v.new_empty(own_v.shape)
-            for block in call.blocks(bucket, own_q, own_k):
-                weights = block.causal(F.silu(block.scores, inplace=True))
-                found[:, :, block.start : block.stop] = weights.to(v.dtype) @ own_v[:, :, : block.stop]
-            out.index_copy_(0, bucket.events, bucket.pack(found.transpose(1, 2)))
-        return out.div_(divisor)
+    call = _Call((q, k, v), offsets, position_table, time_table, time, asked, edges, scale)
+    out = v.new_empty(v.shape)
+    for bucket in call.buckets:
+        own_q, own_k, own_v = call.take(bucket)
+        found = own_v.new_empty(own_v.shape)
+        for block in call.blocks(bucket, own_q, own_k):
+            weights = block.causal(F.silu(block.scores, inplace=True))
+            found[:, :, block.start : block.stop] = weights.to(v.dtype) @ own_v[:, :, : block.stop]
+        out.index_copy_(0, bucket.events, bucket.pack(found.transpose(1, 2)))
+    return out.div_(divisor)
 
 
 @custom_op("userec::cpu_hstu_attention_backward", mutates_args=())
@@ -159,36 +157,35 @@ def _backward(
     divisor: float,
     scale: float,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
-    with small_products():
-        call = _Call((q, k, v, upstream), offsets, position_table, time_table, time, asked, edges, scale)
-        gradients = torch.empty_like(call.rows[..., : -v.shape[2]])  # of q, k and v, side by side
-        d_position, d_time = (_sums(table, q) for table in (position_table, time_table))
-        for bucket in call.buckets:
-            own_q, own_k, own_v, own_up = call.take(bucket)
-            own_up[bucket.gaps // bucket.length, :, bucket.gaps % bucket.length] = 0
-            found = _wide(own_q).new_zeros(*own_q.shape[:3], gradients.shape[2])
-            to_q, to_k, to_v = found.split(call.widths[:3], 3)
-            for block in call.blocks(bucket, own_q, own_k):
-                rows, columns = slice(block.start, block.stop), slice(0, block.stop)
-                weights = block.causal(F.silu(block.scores).div_(divisor))
-                to_v[:, :, columns] += weights.transpose(2, 3).to(v.dtype) @ own_up[:, :, rows]
-                slope = _wide(own_up[:, :, rows] @ own_v[:, :, columns].transpose(2, 3))  # of the weights, then of the scores
-                slope = block.causal(torch.ops.aten.silu_backward(slope, block.scores).div_(divisor))
-                narrow = slope.to(q.dtype)
-                to_q[:, :, rows] = narrow @ own_k[:, :, columns]
-                to_k[:, :, columns] += narrow.transpose(2, 3) @ own_q[:, :, rows]
-                if position_table is not None:
-                    apart = torch.arange(block.start, block.stop)[:, None] - torch.arange(block.stop)
-                    summed = slope.sum(0 if position_table.shape[1] > 1 else (0, 1)).view(-1, *apart.shape)  # [H|1, r, stop]
-                    _add(d_position, apart.clamp(0, len(position_table) - 1), summed)
-                if block.bucket is not None:
-                    assert time_table is not None
-                    _add(d_time, block.bucket, slope.transpose(0, 1) if time_table.shape[1] > 1 else slope.sum(1)[None])
-            to_q.mul_(scale)
-            to_k.mul_(scale)
-            gradients[bucket.events] = bucket.pack(found.transpose(1, 2)).to(gradients.dtype)
-        dq, dk, dv = (x.clone(memory_format=torch.contiguous_format) for x in gradients.split(call.widths[:3], 2))
-        return dq, dk, dv, d_position, d_time
+    call = _Call((q, k, v, upstream), offsets, position_table, time_table, time, asked, edges, scale)
+    gradients = torch.empty_like(call.rows[..., : -v.shape[2]])  # of q, k and v, side by side
+    d_position, d_time = (_sums(table, q) for table in (position_table, time_table))
+    for bucket in call.buckets:
+        own_q, own_k, own_v, own_up = call.take(bucket)
+        own_up[bucket.gaps // bucket.length, :, bucket.gaps % bucket.length] = 0
+        found = _wide(own_q).new_zeros(*own_q.shape[:3], gradients.shape[2])
+        to_q, to_k, to_v = found.split(call.widths[:3], 3)
+        for block in call.blocks(bucket, own_q, own_k):
+            rows, columns = slice(block.start, block.stop), slice(0, block.stop)
+            weights = block.causal(F.silu(block.scores).div_(divisor))
+            to_v[:, :, columns] += weights.transpose(2, 3).to(v.dtype) @ own_up[:, :, rows]
+            slope = _wide(own_up[:, :, rows] @ own_v[:, :, columns].transpose(2, 3))  # of the weights, then of the scores
+            slope = block.causal(torch.ops.aten.silu_backward(slope, block.scores).div_(divisor))
+            narrow = slope.to(q.dtype)
+            to_q[:, :, rows] = narrow @ own_k[:, :, columns]
+            to_k[:, :, columns] += narrow.transpose(2, 3) @ own_q[:, :, rows]
+            if position_table is not None:
+                apart = torch.arange(block.start, block.stop)[:, None] - torch.arange(block.stop)
+                summed = slope.sum(0 if position_table.shape[1] > 1 else (0, 1)).view(-1, *apart.shape)  # [H|1, r, stop]
+                _add(d_position, apart.clamp(0, len(position_table) - 1), summed)
+            if block.bucket is not None:
+                assert time_table is not None
+                _add(d_time, block.bucket, slope.transpose(0, 1) if time_table.shape[1] > 1 else slope.sum(1)[None])
+        to_q.mul_(scale)
+        to_k.mul_(scale)
+        gradients[bucket.events] = bucket.pack(found.transpose(1, 2)).to(gradients.dtype)
+    dq, dk, dv = (x.clone(memory_format=torch.contiguous_format) for x in gradients.split(call.widths[:3], 2))
+    return dq, dk, dv, d_position, d_time
 
 
 def _sums(table: Tensor | None, like: Tensor) -> Tensor:

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 from torch.library import custom_op, register_autocast
 
+from userec.kernel.cpu.products import large_products
 from userec.kernel.reference.linear_cross_entropy import check
 
 CHUNK_ROWS: Final = (256, 512)
@@ -44,9 +45,10 @@ class Chunks:
         """[rows, V], valid until the next call."""
         x = self.x[start : start + self.rows]
         out = self.buffer[: len(x)]
-        if self.bias is None:
-            return torch.mm(x, self.weight.T, out=out)
-        return torch.addmm(self.bias, x, self.weight.T, out=out)
+        with large_products():
+            if self.bias is None:
+                return torch.mm(x, self.weight.T, out=out)
+            return torch.addmm(self.bias, x, self.weight.T, out=out)
 
 
 class Gradients:
@@ -61,8 +63,9 @@ class Gradients:
     def add(self, start: int, dlogits: Tensor) -> None:
         """Those of the rows from `start` on."""
         stop = start + len(dlogits)
-        torch.mm(dlogits, self.weight_of, out=self.dx[start:stop])
-        self.weight.addmm_(dlogits.T, self.x[start:stop])
+        with large_products():
+            torch.mm(dlogits, self.weight_of, out=self.dx[start:stop])
+            self.weight.addmm_(dlogits.T, self.x[start:stop])
         if self.bias is not None:
             self.bias += dlogits.sum(0)
 

@@ -11,7 +11,6 @@ import torch
 from torch import Tensor
 from torch.library import custom_op
 
-from userec.kernel.cpu.products import small_products
 from userec.kernel.jagged import buckets
 from userec.kernel.reference.retention import dtypes, fit_retention, powers
 
@@ -117,18 +116,17 @@ def _chunks(decay: Tensor, starts: Tensor, lengths: Tensor, dtype: torch.dtype) 
 
 @custom_op("userec::cpu_retention", mutates_args=())
 def _forward(q: Tensor, k: Tensor, v: Tensor, decay: Tensor, offsets: Tensor, state: Tensor | None) -> tuple[Tensor, Tensor]:
-    with small_products():
-        out, after = v.new_empty(v.shape), _brought(q, v, offsets, state)
-        q, k, v = (x.contiguous() for x in (q, k, v))
-        for users, chunks in _buckets(decay, offsets, after.dtype):
-            carried = after[users].flatten(0, 1)  # [b H, D, Dv]
-            for chunk in chunks:
-                own_q, own_k, own_v = (chunk.take(x) for x in (q, k, v))
-                found = torch.bmm(chunk.weights(own_q, own_k), own_v)
-                chunk.put(found.baddbmm_(own_q.mul_(chunk.since), carried[chunk.rows]), out)
-                chunk.update(carried[chunk.rows], own_k, own_v)
-            after[users] = carried.unflatten(0, (len(users), -1))
-        return out, after
+    out, after = v.new_empty(v.shape), _brought(q, v, offsets, state)
+    q, k, v = (x.contiguous() for x in (q, k, v))
+    for users, chunks in _buckets(decay, offsets, after.dtype):
+        carried = after[users].flatten(0, 1)  # [b H, D, Dv]
+        for chunk in chunks:
+            own_q, own_k, own_v = (chunk.take(x) for x in (q, k, v))
+            found = torch.bmm(chunk.weights(own_q, own_k), own_v)
+            chunk.put(found.baddbmm_(own_q.mul_(chunk.since), carried[chunk.rows]), out)
+            chunk.update(carried[chunk.rows], own_k, own_v)
+        after[users] = carried.unflatten(0, (len(users), -1))
+    return out, after
 
 
 @custom_op("userec::cpu_retention_backward", mutates_args=())
@@ -142,29 +140,28 @@ def _backward(
     offsets: Tensor,
     state: Tensor | None,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    with small_products():
-        dq, dk, dv = (x.new_empty(x.shape) for x in (q, k, v))
-        brought, to_state = _brought(q, v, offsets, state), _brought(q, v, offsets, to_after)
-        q, k, v, upstream = (x.contiguous() for x in (q, k, v, upstream))
-        for users, chunks in _buckets(decay, offsets, brought.dtype):
-            carried = brought[users].flatten(0, 1)  # [b H, D, Dv]
-            before = []  # the state before each chunk
-            for chunk in chunks:
-                before.append(carried[chunk.rows].clone())
-                if chunk is not chunks[-1]:
-                    chunk.update(carried[chunk.rows], chunk.take(k), chunk.take(v))
-            carried = to_state[users].flatten(0, 1)
-            for chunk in reversed(chunks):
-                own_q, own_k, own_v, own_up = (chunk.take(x) for x in (q, k, v, upstream))
-                weights, slopes = chunk.weights(own_q, own_k), chunk.weights(own_up, own_v)
-                decayed, to_own = own_up * chunk.since, carried[chunk.rows]
-                to_k = torch.bmm(slopes.transpose(1, 2), own_q).baddbmm_(own_v.mul_(chunk.left), to_own.transpose(1, 2))
-                chunk.put(to_k, dk)
-                chunk.put(torch.bmm(slopes, own_k).baddbmm_(decayed, before.pop().transpose(1, 2)), dq)
-                chunk.put(torch.bmm(weights.transpose(1, 2), own_up).baddbmm_(own_k.mul_(chunk.left), to_own), dv)
-                to_own.mul_(chunk.kept).baddbmm_(own_q.transpose(1, 2), decayed)
-            to_state[users] = carried.unflatten(0, (len(users), -1))
-        return dq, dk, dv, to_state
+    dq, dk, dv = (x.new_empty(x.shape) for x in (q, k, v))
+    brought, to_state = _brought(q, v, offsets, state), _brought(q, v, offsets, to_after)
+    q, k, v, upstream = (x.contiguous() for x in (q, k, v, upstream))
+    for users, chunks in _buckets(decay, offsets, brought.dtype):
+        carried = brought[users].flatten(0, 1)  # [b H, D, Dv]
+        before = []  # the state before each chunk
+        for chunk in chunks:
+            before.append(carried[chunk.rows].clone())
+            if chunk is not chunks[-1]:
+                chunk.update(carried[chunk.rows], chunk.take(k), chunk.take(v))
+        carried = to_state[users].flatten(0, 1)
+        for chunk in reversed(chunks):
+            own_q, own_k, own_v, own_up = (chunk.take(x) for x in (q, k, v, upstream))
+            weights, slopes = chunk.weights(own_q, own_k), chunk.weights(own_up, own_v)
+            decayed, to_own = own_up * chunk.since, carried[chunk.rows]
+            to_k = torch.bmm(slopes.transpose(1, 2), own_q).baddbmm_(own_v.mul_(chunk.left), to_own.transpose(1, 2))
+            chunk.put(to_k, dk)
+            chunk.put(torch.bmm(slopes, own_k).baddbmm_(decayed, before.pop().transpose(1, 2)), dq)
+            chunk.put(torch.bmm(weights.transpose(1, 2), own_up).baddbmm_(own_k.mul_(chunk.left), to_own), dv)
+            to_own.mul_(chunk.kept).baddbmm_(own_q.transpose(1, 2), decayed)
+        to_state[users] = carried.unflatten(0, (len(users), -1))
+    return dq, dk, dv, to_state
 
 
 def _brought(q: Tensor, v: Tensor, offsets: Tensor, state: Tensor | None) -> Tensor:

@@ -9,7 +9,6 @@ import torch
 from torch import Tensor
 from torch.library import custom_op
 
-from userec.kernel.cpu.products import small_products
 from userec.kernel.reference.retention import dtypes, fit_retention
 
 CHUNK: Final = 1 << 18
@@ -33,28 +32,26 @@ def _chunks(state: Tensor) -> Iterator[slice]:
 
 @custom_op("userec::cpu_retention_step", mutates_args=())
 def _forward(q: Tensor, k: Tensor, v: Tensor, decay: Tensor, state: Tensor) -> tuple[Tensor, Tensor]:
-    with small_products():
-        out, after = v.new_empty(v.shape), state.new_empty(state.shape)
-        for users in _chunks(state):
-            new = torch.mul(state[users], decay[:, None, None], out=after[users])
-            new.addcmul_(k[users, :, :, None], v[users, :, None, :])
-            out[users] = (q[users, :, None, :] @ new).squeeze(2)
-        return out, after
+    out, after = v.new_empty(v.shape), state.new_empty(state.shape)
+    for users in _chunks(state):
+        new = torch.mul(state[users], decay[:, None, None], out=after[users])
+        new.addcmul_(k[users, :, :, None], v[users, :, None, :])
+        out[users] = (q[users, :, None, :] @ new).squeeze(2)
+    return out, after
 
 
 @custom_op("userec::cpu_retention_step_backward", mutates_args=())
 def _backward(
     upstream: Tensor, to_after: Tensor, q: Tensor, k: Tensor, v: Tensor, decay: Tensor, after: Tensor
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    with small_products():
-        dq, dk, dv, to_state = (x.new_empty(x.shape) for x in (q, k, v, after))
-        for users in _chunks(after):
-            slope = torch.addcmul(to_after[users], q[users, :, :, None], upstream[users, :, None, :], out=to_state[users])
-            dq[users] = (after[users] @ upstream[users, :, :, None]).squeeze(3)
-            dk[users] = (slope @ v[users, :, :, None]).squeeze(3)
-            dv[users] = (k[users, :, None, :] @ slope).squeeze(2)
-            slope.mul_(decay[:, None, None])
-        return dq, dk, dv, to_state
+    dq, dk, dv, to_state = (x.new_empty(x.shape) for x in (q, k, v, after))
+    for users in _chunks(after):
+        slope = torch.addcmul(to_after[users], q[users, :, :, None], upstream[users, :, None, :], out=to_state[users])
+        dq[users] = (after[users] @ upstream[users, :, :, None]).squeeze(3)
+        dk[users] = (slope @ v[users, :, :, None]).squeeze(3)
+        dv[users] = (k[users, :, None, :] @ slope).squeeze(2)
+        slope.mul_(decay[:, None, None])
+    return dq, dk, dv, to_state
 
 
 @_forward.register_fake

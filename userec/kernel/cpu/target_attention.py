@@ -11,7 +11,6 @@ import torch
 from torch import Tensor
 from torch.library import custom_op
 
-from userec.kernel.cpu.products import small_products
 from userec.kernel.reference import target_attention as reference
 
 CELLS: Final = 2**18
@@ -46,21 +45,20 @@ def _forward(
     q: Tensor, k: Tensor, v: Tensor, bias: Tensor, allowed: Tensor, context: Tensor | None, keep: int
 ) -> tuple[Tensor, Tensor]:
     """(out [B, Q, C, H, dv + W], kept [B, Q, C, L], or [0] where `keep` is 0, all)."""
-    with small_products():
-        out, kept = _results(q, k, v, allowed, context, keep)
-        dim, heads = v.shape[-1], k.shape[1]
-        for rows, targets in _chunks(q, k, allowed):
-            alpha = _relevance(_of(q, rows, targets), _own(k, rows), bias[rows])
-            seen = allowed[rows].unsqueeze(2)  # [b, Q, 1, L]
-            if keep:
-                seen = kept[rows, :, targets] = _select(alpha, seen, keep)
-            weights = _softmax(alpha, seen, allowed[rows])  # [b, H, Q, c, L]
-            own = (weights.flatten(2, 3) @ _own(v, rows)).unflatten(2, weights.shape[2:4])  # [b, H, Q, c, dv]
-            out[rows, :, targets, :, :dim] = own.permute(0, 2, 3, 1, 4)
-            if context is not None:
-                shared = weights.transpose(1, 2).flatten(2, 3) @ _own(context, rows)  # [b, Q, H * c, W]
-                out[rows, :, targets, :, dim:] = shared.unflatten(2, (heads, weights.shape[3])).transpose(2, 3)
-        return out, kept
+    out, kept = _results(q, k, v, allowed, context, keep)
+    dim, heads = v.shape[-1], k.shape[1]
+    for rows, targets in _chunks(q, k, allowed):
+        alpha = _relevance(_of(q, rows, targets), _own(k, rows), bias[rows])
+        seen = allowed[rows].unsqueeze(2)  # [b, Q, 1, L]
+        if keep:
+            seen = kept[rows, :, targets] = _select(alpha, seen, keep)
+        weights = _softmax(alpha, seen, allowed[rows])  # [b, H, Q, c, L]
+        own = (weights.flatten(2, 3) @ _own(v, rows)).unflatten(2, weights.shape[2:4])  # [b, H, Q, c, dv]
+        out[rows, :, targets, :, :dim] = own.permute(0, 2, 3, 1, 4)
+        if context is not None:
+            shared = weights.transpose(1, 2).flatten(2, 3) @ _own(context, rows)  # [b, Q, H * c, W]
+            out[rows, :, targets, :, dim:] = shared.unflatten(2, (heads, weights.shape[3])).transpose(2, 3)
+    return out, kept
 
 
 @custom_op("userec::cpu_target_attention_backward", mutates_args=())
@@ -76,35 +74,34 @@ def _backward(
     keep: int,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
     """Gradients of q, k, v, bias, context ([0] where there is none), bfloat16's in float32."""
-    with small_products():
-        dq, dk, dv, dbias, dcontext = _sums(q, k, v, bias, context)
-        dim, scale = v.shape[-1], k.shape[-1] ** -0.5
-        for rows, targets in _chunks(q, k, allowed):
-            own_q, own_k, up = _of(q, rows, targets), _own(k, rows), _wide(upstream[rows, :, targets])
-            alpha = _relevance(own_q, own_k, bias[rows])
-            seen = kept[rows, :, targets] if keep else allowed[rows].unsqueeze(2)
-            weights = _softmax(alpha, seen, allowed[rows])  # [b, H, Q, c, L]
-            up_v = up[..., :dim].permute(0, 3, 1, 2, 4).flatten(2, 3)  # [b, H, Q * c, dv]
-            slope = (up_v @ _own(v, rows).transpose(2, 3)).view(weights.shape)  # of weights
-            _add(dv[rows], weights.flatten(2, 3), up_v)
-            if context is not None:
-                up_c = up[..., dim:].transpose(2, 3).flatten(2, 3)  # [b, Q, H * c, W]
-                shared = weights.transpose(1, 2)  # [b, Q, H, c, L]
-                slope += (up_c @ _own(context, rows).transpose(2, 3)).view(shared.shape).transpose(1, 2)
-                _add(dcontext[rows], shared.flatten(2, 3), up_c)
-            slope.mul_(weights)
-            slope.addcmul_(weights, slope.sum(-1, keepdim=True), value=-1)  # of alpha
-            dbias[rows] += slope.sum(3)
-            if q.shape[1] == 1:
-                slope = slope.sum(2, keepdim=True)
-            flat = slope.flatten(2, 3)  # [b, H, Q|1 * c, L]
-            _add(dk[rows], flat, (_by_head(own_q) * scale).expand(len(flat), -1, -1, -1))
-            to_q = (flat @ own_k).mul_(scale).unflatten(2, slope.shape[2:4]).transpose(1, 2)  # [b, Q|1, H, c, d]
-            if len(q) == 1:
-                dq[:, :, :, targets] += to_q.sum(0, keepdim=True)
-            else:
-                dq[rows, :, :, targets] += to_q
-        return dq, dk, dv, dbias, dcontext
+    dq, dk, dv, dbias, dcontext = _sums(q, k, v, bias, context)
+    dim, scale = v.shape[-1], k.shape[-1] ** -0.5
+    for rows, targets in _chunks(q, k, allowed):
+        own_q, own_k, up = _of(q, rows, targets), _own(k, rows), _wide(upstream[rows, :, targets])
+        alpha = _relevance(own_q, own_k, bias[rows])
+        seen = kept[rows, :, targets] if keep else allowed[rows].unsqueeze(2)
+        weights = _softmax(alpha, seen, allowed[rows])  # [b, H, Q, c, L]
+        up_v = up[..., :dim].permute(0, 3, 1, 2, 4).flatten(2, 3)  # [b, H, Q * c, dv]
+        slope = (up_v @ _own(v, rows).transpose(2, 3)).view(weights.shape)  # of weights
+        _add(dv[rows], weights.flatten(2, 3), up_v)
+        if context is not None:
+            up_c = up[..., dim:].transpose(2, 3).flatten(2, 3)  # [b, Q, H * c, W]
+            shared = weights.transpose(1, 2)  # [b, Q, H, c, L]
+            slope += (up_c @ _own(context, rows).transpose(2, 3)).view(shared.shape).transpose(1, 2)
+            _add(dcontext[rows], shared.flatten(2, 3), up_c)
+        slope.mul_(weights)
+        slope.addcmul_(weights, slope.sum(-1, keepdim=True), value=-1)  # of alpha
+        dbias[rows] += slope.sum(3)
+        if q.shape[1] == 1:
+            slope = slope.sum(2, keepdim=True)
+        flat = slope.flatten(2, 3)  # [b, H, Q|1 * c, L]
+        _add(dk[rows], flat, (_by_head(own_q) * scale).expand(len(flat), -1, -1, -1))
+        to_q = (flat @ own_k).mul_(scale).unflatten(2, slope.shape[2:4]).transpose(1, 2)  # [b, Q|1, H, c, d]
+        if len(q) == 1:
+            dq[:, :, :, targets] += to_q.sum(0, keepdim=True)
+        else:
+            dq[rows, :, :, targets] += to_q
+    return dq, dk, dv, dbias, dcontext
 
 
 def _chunks(q: Tensor, k: Tensor, allowed: Tensor) -> Iterator[tuple[slice, slice]]:
