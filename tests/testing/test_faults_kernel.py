@@ -176,9 +176,13 @@ def faulty(fn: Callable[..., Any] = by_user, **about: Any) -> Kernel:
     return replace(Kernel("running", "faulty", 60, lambda: fn), **about)
 
 
-def only_scaled(request: Request) -> Yes | No:
-    """Serves what the cases do not ask for."""
-    return No("needs a scale") if request.dims else Yes()
+def only_with_facts(request: Request) -> Yes | No:
+    """Serves real calls, but says no to a bare op and device."""
+    return Yes() if "gain" in request.flags else No("needs a gain")
+
+
+def only_bfloat16(request: Request) -> Yes | No:
+    return Yes() if request.dtype == "bfloat16" else No("bfloat16 alone")
 
 
 def capricious(request: Request) -> No:
@@ -198,7 +202,11 @@ FAULTS: list[tuple[list[Kernel], str, str]] = [
         "supports",
         "the reference refuses bfloat16 on the CPU",
     ),
-    ([REFERENCE, faulty(supports=lambda r: No(" "))], "refused-faulty", "running/faulty: it refuses without a reason"),
+    (
+        [REFERENCE, faulty(supports=lambda r: No(" "))],
+        "refused-faulty",
+        "running/faulty: it refuses case 'even' without a reason",
+    ),
     (
         [REFERENCE, faulty(other_parameters)],
         "signature",
@@ -225,12 +233,21 @@ FAULTS: list[tuple[list[Kernel], str, str]] = [
     ([REFERENCE, faulty(flat)], "values-faulty", r"result 0: shape \(60,\), the reference has \(15, 4\)"),
     ([REFERENCE, faulty(two_results)], "values-faulty", "running/faulty: 2 results, the case 'even' says 1"),
     (
-        [REFERENCE, faulty(supports=only_scaled)],
+        [REFERENCE, faulty(starts_early, supports=only_with_facts)],
         "values-faulty",
-        "running/faulty: it serves none of the cases: nothing proves it",
+        "running/faulty in float64, case 'even': result 0: relative error",
+    ),
+    (
+        [REFERENCE, faulty(starts_early, tolerance={"bfloat16": 1e-2}, supports=only_bfloat16)],
+        "users-faulty",
+        "case 'even': result 0 of user 1 alone: ",
     ),
     ([REFERENCE, faulty(ignores_strides)], "layouts-faulty", "case 'even' with transposed inputs: result 0: "),
-    ([REFERENCE, faulty(ignores_strides_of_upstream)], "layouts-faulty", "case 'even' with expanded inputs: gradient of x: "),
+    (
+        [REFERENCE, faulty(ignores_strides_of_upstream)],
+        "layouts-faulty",
+        "case 'even' with (transposed|sliced|expanded) inputs: gradient of x: ",
+    ),
     ([REFERENCE, faulty(reads_beyond)], "guards-faulty", "case 'even' between guards: result 0 has values that are no numbers"),
     ([REFERENCE, faulty(writes_input)], "guards-faulty", "case 'even': x or what lies about it was written"),
     ([REFERENCE, faulty(writes_beyond)], "guards-faulty", "case 'even': gain or what lies about it was written"),

@@ -4,16 +4,18 @@ the op's own cases: values, gradients, layouts, guard zones, users that do not t
 from __future__ import annotations
 
 import inspect
+import math
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any, Final
 
 import torch
 
 from userec.errors import UserError
-from userec.kernel.contract import Kernel, No, Request, Yes
-from userec.kernel.dispatch import Kernels
+from userec.kernel.contract import Case, Kernel, No, Request, Yes
+from userec.kernel.dispatch import Kernels, request_of
 from userec.testing.check import holds
 from userec.testing.checks_kernel_calls import (
+    calls,
     check_bits,
     check_gradcheck,
     check_guards,
@@ -36,6 +38,11 @@ def check_op(kernels: Sequence[Kernel]) -> None:
     names = [case.name for case in op.cases()]
     holds(names, f"{op.op}/{op.provider}: the reference brings no cases: nothing proves its providers")
     holds(len(set(names)) == len(names), f"{op.op}/{op.provider}: two cases have one name")
+    if op.cost is not None:
+        for case in op.cases():
+            cost = op.cost(case.make(torch.Generator().manual_seed(17)))
+            told = f"{op.op}/{op.provider}: case {case.name!r} costs {cost}"
+            holds(0 <= cost.flops < math.inf and 0 <= cost.bytes < math.inf, told)
 
 
 def check_supports(kernels: Sequence[Kernel]) -> None:
@@ -59,7 +66,7 @@ def check_signature(kernels: Sequence[Kernel]) -> None:
     reference = next(kernel for kernel in kernels if kernel.reference)
     want = _parameters(reference)
     for kernel in kernels:
-        if isinstance(kernel.supports(Request(kernel.op, device_of(kernel))), Yes):
+        if device_of(kernel, list(reference.cases())) is not None:
             got = _parameters(kernel)
             holds(
                 got == want,
@@ -71,17 +78,23 @@ def _parameters(kernel: Kernel) -> dict[str, Any]:
     return {name: (entry.kind, entry.default) for name, entry in inspect.signature(kernel.load()).parameters.items()}
 
 
-def device_of(kernel: Kernel) -> str:
-    """Where the kit runs it: the CPU if it serves there, else CUDA where there is one."""
-    refused = isinstance(kernel.supports(Request(kernel.op)), No)
-    return "cuda" if refused and torch.cuda.is_available() else "cpu"
+def device_of(kernel: Kernel, cases: Sequence[Case]) -> str | None:
+    """Where the kit runs it: the first device here on which it serves a case in a dtype of its own; None if nowhere."""
+    for device in ("cpu", "cuda") if torch.cuda.is_available() else ("cpu",):
+        if any(True for dtype in kernel.tolerance for _ in calls(kernel, device, dtype, cases)):
+            return device
+    return None
 
 
-def check_refused(kernels: Sequence[Kernel], provider: str) -> None:
-    """A provider that cannot serve on this machine says why in words of its own."""
+def check_refused(kernels: Sequence[Kernel], provider: str, cases: Sequence[Case]) -> None:
+    """A provider that serves none of the cases on this machine says why, in words of its own, to each."""
     kernel = next(kernel for kernel in kernels if kernel.provider == provider)
-    answer = kernel.supports(Request(kernel.op, device_of(kernel)))
-    holds(isinstance(answer, No) and answer.reason.strip(), f"{kernel.op}/{provider}: it refuses without a reason")
+    for case in cases:
+        answer = kernel.supports(request_of(kernel.op, case.make(torch.Generator().manual_seed(17))))
+        holds(
+            isinstance(answer, No) and answer.reason.strip(),
+            f"{kernel.op}/{provider}: it refuses case {case.name!r} without a reason",
+        )
 
 
 PROOFS: Final = (check_values, check_layouts, check_guards, check_users, check_bits, check_opcheck)
@@ -103,9 +116,9 @@ def kernel_checks(cls: Sequence[Kernel], settings: dict[str, Any], plugins: Call
     for kernel in cls:
         if kernel.opt_in if "providers" not in settings else kernel.provider not in settings["providers"]:
             continue
-        device = device_of(kernel)
-        if isinstance(kernel.supports(Request(kernel.op, device)), No):
-            yield check_refused, cls, kernel.provider
+        device = device_of(kernel, cases)
+        if device is None:
+            yield check_refused, cls, kernel.provider, cases
             continue
         for proof in (*PROOFS, *((check_gradcheck,) if kernel.reference else ())):
             yield proof, cls, kernel.provider, device, cases
