@@ -4,16 +4,17 @@
 
 Random inputs at the sizes named. Every pair is measured in turn, nine times; what is told are medians and the ratio of medians.
 `train` is forward and backward. Memory is the growth of a fresh process's peak in one training call, gradients included. Then
-SASRec and TWIN train on MovieLens-1M with their own recipes, the same batches with `USEREC_KERNELS=torch` and without. `--save`
+SASRec and TWIN train on MovieLens-1M with their own recipes: before kernels were plugins, with `USEREC_KERNELS=torch`, and now.
+`--save`
 keeps the figures in benchmarks/results/kernels.json, which docs/results.md is made from."""
 
 from __future__ import annotations
 
 import json
+import os
 import statistics
 import subprocess
 import sys
-import tempfile
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -24,8 +25,7 @@ import torch
 from torch import Tensor
 
 sys.path.insert(0, str(Path(__file__).parent))
-from measure import publish
-from spine import open_movielens
+from measure import HERE, WORK, publish
 
 from userec.builtin.kernels import userec_kernels
 from userec.kernel.cpu.products import choice
@@ -33,7 +33,8 @@ from userec.kernel.dispatch import Kernels
 from userec.kernel.jagged import offsets_of
 
 TIMES: Final = 9
-STEPS: Final = 12
+BEFORE: Final = "16dda01"
+"""The last commit before kernels were plugins."""
 Arguments = dict[str, Any]
 
 
@@ -269,18 +270,16 @@ def call(fn: Callable[..., Any], arguments: Arguments, train: bool) -> float:
     return time.perf_counter() - began
 
 
-def in_turn(kernels: Kernels, race: Race, arguments: Arguments, train: bool) -> dict[str, float]:
-    """Medians in milliseconds of the plain form and of what is chosen here, and their ratio."""
-    fn = kernels.op(race.op)
-    plain, chosen = [], []
+def in_turn(plain: Callable[..., Any], chosen: Callable[..., Any], arguments: Arguments, train: bool) -> dict[str, float]:
+    """Medians in milliseconds of the plain form and of what is chosen here, and their ratio; who goes first changes."""
+    taken: dict[str, list[float]] = {"plain": [], "chosen": []}
+    sides = [("plain", plain), ("chosen", chosen)]
     for turn in range(TIMES + 1):
-        with kernels.use("torch"):
-            plain_s = call(race.rival or fn, arguments, train)
-        chosen_s = call(fn, arguments, train)
-        if turn:  # the first of each warms up
-            plain.append(plain_s)
-            chosen.append(chosen_s)
-    before, after = statistics.median(plain), statistics.median(chosen)
+        for name, fn in sides if turn % 2 else reversed(sides):
+            seconds = call(fn, arguments, train)
+            if turn:  # the first of each warms up
+                taken[name].append(seconds)
+    before, after = (statistics.median(seconds) for seconds in taken.values())
     return {"plain_ms": 1000 * before, "chosen_ms": 1000 * after, "ratio": before / after}
 
 
@@ -294,7 +293,8 @@ def grow(op: str, choice: str) -> float:
     """What `memory` asks of the process it starts: the peak in the call over what was held before it (Linux counts both)."""
     arguments = next(race.make for race in RACES if race.op == op)()
     fn = Kernels(userec_kernels(), use=choice).op(op)
-    call(fn, {**arguments, "x": arguments["x"][:2], "target": arguments["target"][:2]}, True)  # libraries are loaded
+    few = {"x": arguments["x"][:2], "weight": arguments["weight"][:2], "target": torch.tensor([0, 1])}
+    call(fn, {**arguments, **few}, True)  # libraries are loaded
     before = _held("VmRSS")
     Path("/proc/self/clear_refs").write_text("5")  # the peak starts anew
     call(fn, arguments, True)
@@ -307,62 +307,51 @@ def _held(name: str) -> float:
     return next(int(line.split()[1]) / 2**10 for line in status.splitlines() if line.startswith(name))
 
 
-def end_to_end(name: str, split: str, data_dir: Path) -> dict[str, float]:
-    """Milliseconds of a training step on MovieLens-1M, plain and chosen in turn on the same batches; medians."""
-    from userec.engine.learner import GradientLearner
-    from userec.registry import load
-    from userec.testing import open_session
-
-    registry = load()
-    torch.manual_seed(1)
-    with tempfile.TemporaryDirectory() as folder:
-        coded, _ = open_movielens(data_dir, Path(folder))
-        session = open_session(registry.plugins, coded, {"encoder": {"name": name}, "split": {"name": split}})
-        experiment = session.run.experiment
-        model = session.compose(experiment)
-        encoder = model.encoder
-        encoder.begin_task(("next",), "train")
-        objective = model.build.objective(experiment.objective)
-        learner = GradientLearner(encoder.train(), objective, experiment.train, 1, torch.device("cpu"))
-        loader = session.loader(model, ("next",), encoder.window, objective.ahead, encoder.reads | objective.reads)
-        batches = loader.batches(0)
-        plain, chosen = [], []
-        for step in range(STEPS + 1):
-            batch = next(batches)
-            with session.build.kernels.use("torch"):
-                began = time.perf_counter()
-                learner.step([batch], 2 * step, 0.0, 1000)
-                plain_s = time.perf_counter() - began
-            began = time.perf_counter()
-            learner.step([batch], 2 * step + 1, 0.0, 1000)
-            if step:
-                plain.append(plain_s)
-                chosen.append(time.perf_counter() - began)
-    before, after = statistics.median(plain), statistics.median(chosen)
-    return {"plain_ms": 1000 * before, "chosen_ms": 1000 * after, "ratio": before / after}
+def end_to_end(data_dir: Path) -> dict[str, dict[str, float]]:
+    """{model: ms of a training step on MovieLens-1M}: before kernels were plugins, with plain forms, and now, in turn."""
+    root, old = HERE.parent, WORK / "before"
+    if not old.exists():
+        subprocess.run(["git", "worktree", "add", "--detach", str(old), BEFORE], cwd=root, check=True, stdout=sys.stderr)
+    sides = {"before": (old, "auto"), "plain": (root, "torch"), "now": (root, "auto")}
+    found = {}
+    for name, split in (("sasrec", "leave_last"), ("twin", "by_time")):
+        taken: dict[str, list[float]] = {side: [] for side in sides}
+        for _ in range(3):
+            for side, (folder, choice_) in sides.items():
+                script = str(HERE / "training_step.py")
+                command = [sys.executable, script, name, split, "--data-dir", str(data_dir.resolve())]
+                path = os.pathsep.join(map(str, (folder, folder / "datasets", *sorted((folder / "plugins").iterdir()))))
+                env = {**os.environ, "PYTHONPATH": path, "USEREC_KERNELS": choice_}
+                taken[side].append(float(subprocess.check_output(command, text=True, env=env)))
+        found[name] = {f"{side}_ms": statistics.median(each) for side, each in taken.items()}
+        print(json.dumps({name: found[name]}), file=sys.stderr)
+    return found
 
 
 def figures(data_dir: Path) -> dict[str, Any]:
     """All of them."""
     precision, why = choice()
     torch.manual_seed(0)
-    kernels = Kernels(userec_kernels(), use="auto")
+    plain, chosen = (Kernels(userec_kernels(), use=use) for use in ("torch", "auto"))
     ops = []
     for race in RACES:
         arguments = race.make()
+        cost = plain.reference(race.op).cost
+        assert cost is not None
+        sides = race.rival or plain.op(race.op), chosen.op(race.op)
         for train in (False, True) if race.trains else (False,):
-            about = {"op": race.op, "what": race.what, "train": train, "goal": race.goal}
-            ops.append({**about, **in_turn(kernels, race, arguments, train)})
+            goal = race.goal if train or not race.trains or race.op != "linear_cross_entropy" else None  # it is set for training
+            about = {"op": race.op, "what": race.what, "train": train, "goal": goal}
+            ops.append({**about, "gflop": cost(arguments).flops / 1e9, **in_turn(*sides, arguments, train)})
             print(json.dumps(ops[-1]), file=sys.stderr)
     full, chunked = (memory("linear_cross_entropy", choice) for choice in ("torch", "auto"))
-    steps = {name: end_to_end(name, split, data_dir) for name, split in (("sasrec", "leave_last"), ("twin", "by_time"))}
     return {
         "threads": torch.get_num_threads(),
         "torch": torch.__version__,
         "large_products": {"precision": precision, "why": why},
         "ops": ops,
         "linear_cross_entropy_memory_mb": {"plain": full, "chosen": chunked, "ratio": full / chunked},
-        "training_step": steps,
+        "training_step": end_to_end(data_dir),
     }
 
 

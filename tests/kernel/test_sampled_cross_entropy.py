@@ -131,6 +131,7 @@ def test_sorted_and_dense_candidates_cost_the_same_in_chunks_of_any_size(
 
 @pytest.mark.parametrize("classes", [100, 5000])
 def test_no_embedding_a_candidate_is_ever_held(classes: int) -> None:
+    torch.manual_seed(3)
     x, weight = torch.randn(300, 64, requires_grad=True), torch.randn(classes, 64, requires_grad=True)
     negatives = torch.randint(classes, (300, 50))
     with profile(profile_memory=True) as seen:

@@ -95,7 +95,7 @@ def _forms(op: str) -> Iterable[Kernel]:
         cost=lambda arguments: reference().cost(arguments),
     )
     yield Kernel(op, "cpu", 10, partial(_load, "cpu", op), CPU_SUPPORTS.get(op, on_cpu))
-    yield Kernel(op, "compiled", 50, partial(_compile, op), with_compiler, opt_in=True)
+    yield Kernel(op, "compiled", 50, partial(_compile, op), with_compiler, tolerance={"float32": 1e-5}, opt_in=True)
 
 
 @hookimpl
