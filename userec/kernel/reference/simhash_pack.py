@@ -22,7 +22,8 @@ def simhash_pack(x: Tensor, planes: Tensor) -> Tensor:
     """x [N, D], planes [D, m] -> [N, W] int64 with W = ceil(m / 64): bit i of word w is set where x planes[:, 64 w + i] > 0.
 
     Bits past m are 0, and so is a tie. No gradient passes. A projection within rounding of 0 may fall on the other side in
-    another form, dtype or thread count (autocast changes nothing): the cases are whole numbers, whose products and sums are exact in each of them."""
+    another form, dtype or thread count (autocast changes nothing): the cases are whole numbers, whose products and sums are
+    exact in each of them."""
     check_planes(x, planes)
     own, given = widest(x.detach(), planes.detach())
     with torch.autocast(x.device.type, enabled=False):
