@@ -76,7 +76,7 @@ class _Call:
         self.widths = [x.shape[2] for x in tensors]
         self.rows = torch.cat(tensors, 2)  # [S, H, sum of widths]: one gather a bucket
         self.scale = scale
-        self.buckets = buckets(offsets, GROWTH)
+        self.buckets = buckets(offsets, GROWTH, total=len(self.rows))
         self.longest = self.buckets[-1].length if self.buckets else 0
         self.below = wide(self.rows).new_ones(BLOCK, BLOCK).tril_()
         self.near: Tensor | None = None  # [H|1, 2 longest]: the bias of distances longest - 1 .. 0, then the future
