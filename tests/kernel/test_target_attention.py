@@ -191,6 +191,22 @@ def test_a_bfloat16_region_s_mixed_types_are_added_up_in_float32(form: Form) -> 
 
 
 @pytest.mark.parametrize("keep", [4, None])
+def test_without_gradients_the_reference_holds_the_scores_of_some_targets(
+    keep: int | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    given, sizes = inputs(), []
+    whole = reference.target_attention(**given, keep=keep)
+    attend = reference._attend
+    monkeypatch.setattr(reference, "_attend", lambda q, *rest: (sizes.append(q.shape[3]), attend(q, *rest))[1])
+    monkeypatch.setattr(reference, "CELLS", 3 * given["bias"].numel())
+    with torch.no_grad():
+        torch.testing.assert_close(reference.target_attention(**given, keep=keep), whole)
+    assert sizes == [3, 1]
+    reference.target_attention(**given, keep=keep)
+    assert sizes == [3, 1, 4]
+
+
+@pytest.mark.parametrize("keep", [4, None])
 def test_autocast_changes_neither_what_is_kept_nor_its_weight(
     form: Form, keep: int | None, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from functools import partial
-from typing import Any
+from typing import Any, Final
 
 import torch
 from torch import Generator, Tensor
@@ -13,6 +13,9 @@ from torch import Generator, Tensor
 from userec.errors import UserError
 from userec.kernel.contract import Case, Cost
 from userec.kernel.dtypes import wide
+
+CELLS: Final = 2**22
+"""Scores (heads x questions x targets x events) held at once where no gradient is asked for: 16 MiB."""
 
 
 def target_attention(
@@ -34,8 +37,11 @@ def target_attention(
     alone. Where alphas tie the newer event (the later place) comes first. bfloat16 is read as float32, also under
     autocast: its rounding would make ties that are none."""
     check_target(q, k, v, bias, allowed, context, keep)
+    whole = torch.is_grad_enabled() or torch.compiler.is_compiling()
+    step = max(q.shape[3] if whole else CELLS // max(bias.numel(), 1), 1)
+    of_events = wide(k), wide(v), wide(bias), allowed, context, keep
     with torch.autocast(k.device.type, enabled=False):
-        return _attend(wide(q), wide(k), wide(v), wide(bias), allowed, context, keep).to(v.dtype)
+        return torch.cat([_attend(wide(part), *of_events) for part in q.split(step, 3)], 2).to(v.dtype)
 
 
 def _attend(q: Tensor, k: Tensor, v: Tensor, bias: Tensor, allowed: Tensor, context: Tensor | None, keep: int | None) -> Tensor:
