@@ -41,7 +41,8 @@ def target_attention(
     step = max(q.shape[3] if whole else CELLS // max(bias.numel(), 1), 1)
     of_events = wide(k), wide(v), wide(bias), allowed, context, keep
     with torch.autocast(k.device.type, enabled=False):
-        return torch.cat([_attend(wide(part), *of_events) for part in q.split(step, 3)], 2).to(v.dtype)
+        parts = [_attend(wide(part), *of_events) for part in q.split(step, 3)]
+        return (parts[0] if len(parts) == 1 else torch.cat(parts, 2)).to(v.dtype)
 
 
 def _attend(q: Tensor, k: Tensor, v: Tensor, bias: Tensor, allowed: Tensor, context: Tensor | None, keep: int | None) -> Tensor:
