@@ -65,3 +65,9 @@ def test_bad_arguments_are_told(form, change, told) -> None:
     arguments = {"weight": torch.ones(3, 2), "ids": torch.tensor([0, 1, 2]), "offsets": torch.tensor([0, 3]), "mode": "sum"}
     with pytest.raises(UserError, match=told):
         form(**arguments | change)
+
+
+def test_the_cost_of_a_call_asks_for_no_optional_argument() -> None:
+    kernel = next(kernel for kernel in KERNELS if kernel.reference)
+    given = {"weight": torch.zeros(5, 4), "ids": torch.zeros(3).long(), "offsets": torch.tensor([0, 3]), "mode": "sum"}
+    assert kernel.cost(given) == kernel.cost({**given, "factors": None})

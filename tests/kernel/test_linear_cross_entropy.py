@@ -1,5 +1,8 @@
 from __future__ import annotations
 
+import subprocess
+import sys
+
 import pytest
 import torch
 from torch import Tensor
@@ -78,6 +81,32 @@ def test_it_runs_without_gradients_and_under_autocast(reduction: str) -> None:
     want = cpu.linear_cross_entropy(exact, weight, bias, target, reduction=reduction)
     torch.testing.assert_close(out, want, rtol=1e-6, atol=1e-6)  # float32 arithmetic on what bfloat16 kept
     torch.testing.assert_close(low.grad, torch.autograd.grad(want.sum(), exact)[0].bfloat16())
+
+
+def test_a_torch_without_register_autocast_serves() -> None:
+    """2.6 has none."""
+    code = "import torch; vars(torch.library).pop('register_autocast', None); import userec.kernel.cpu.sampled_cross_entropy"
+    subprocess.run([sys.executable, "-c", f"{code}, userec.kernel.cpu.linear_cross_entropy"], check=True)
+
+
+@REDUCTIONS
+def test_mixed_dtypes_meet_in_the_widest(reduction: str) -> None:
+    x, weight, bias, target = problem(9, torch.float32)
+    low = x.detach().bfloat16().requires_grad_()
+    out = cpu.linear_cross_entropy(low, weight, bias, target, reduction=reduction)
+    out.sum().backward()
+    want = cpu.linear_cross_entropy(low.detach().float(), weight, bias, target, reduction=reduction)
+    assert torch.equal(out, want)
+    assert low.grad.dtype == torch.bfloat16
+    assert weight.grad.dtype == torch.float32
+
+
+def test_a_second_derivative_of_the_mean_is_refused() -> None:
+    x, weight, bias, target = problem(9)
+    loss = cpu.linear_cross_entropy(x, weight, bias, target, reduction="mean")
+    (first,) = torch.autograd.grad(loss, x, create_graph=True)
+    with pytest.raises(RuntimeError, match="no autograd formula"):
+        first.square().sum().backward()
 
 
 @REDUCTIONS

@@ -60,3 +60,9 @@ def test_mixed_dtypes_under_autocast_give_the_wider(form) -> None:
 def test_bad_shapes_are_told(form, change, told) -> None:
     with pytest.raises(UserError, match=told):
         form(**{"x": torch.ones(2, 3), "gate": torch.ones(2, 3)} | change)
+
+
+def test_the_cost_of_a_call_asks_for_no_optional_argument() -> None:
+    kernel = next(kernel for kernel in KERNELS if kernel.reference)
+    given = {"x": torch.zeros(3, 4), "gate": torch.zeros(3, 4)}
+    assert kernel.cost(given) == kernel.cost({**given, "weight": None, "bias": None})

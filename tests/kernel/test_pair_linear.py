@@ -94,3 +94,18 @@ def test_what_does_not_fit_is_told(form: Form, wrong: dict[str, Any], told: str)
     v, x, weight, bias = inputs(True)
     with pytest.raises(UserError, match=told):
         form(**{"v": v, "x": x, "weight": weight, "bias": bias, "difference": True, **wrong})
+
+
+@pytest.mark.parametrize("named", [False, True])
+def test_mixed_dtypes_under_autocast_run_both_ways_and_are_right(form: Form, named: bool) -> None:
+    v, x, weight, bias = inputs(True)
+    which = (torch.tensor([0, 2, 1]), torch.tensor([3, 3, 5])) if named else ()
+    leaves = [v.bfloat16().requires_grad_(), *(each.requires_grad_() for each in (x, weight, bias))]
+    exact = [leaf.detach().double().requires_grad_() for leaf in leaves]
+    with torch.autocast("cpu", torch.bfloat16):
+        out = form(*leaves, *which, difference=True)
+        found = torch.autograd.grad(out.float().sum(), leaves)
+    want = reference.pair_linear(*exact, *which, difference=True)
+    for one, other in zip((out, *found), (want, *torch.autograd.grad(want.sum(), exact)), strict=True):
+        assert float(((one.double() - other).norm() / other.norm()).detach()) < 2e-2
+    assert [gradient.dtype for gradient in found] == [leaf.dtype for leaf in leaves]

@@ -142,6 +142,14 @@ def test_no_embedding_a_candidate_is_ever_held(classes: int) -> None:
 
 
 @SHARED
+def test_a_second_derivative_of_the_mean_is_refused(shared: bool) -> None:
+    call = problem(shared=shared)
+    (first,) = torch.autograd.grad(cpu.sampled_cross_entropy(**call, reduction="mean"), call["x"], create_graph=True)
+    with pytest.raises(RuntimeError, match="no autograd formula"):
+        first.square().sum().backward()
+
+
+@SHARED
 @REDUCTIONS
 def test_it_runs_without_gradients_and_under_autocast(shared: bool, reduction: str) -> None:
     call = {name: x.detach().float() if x.is_floating_point() else x for name, x in problem(40, shared=shared).items()}

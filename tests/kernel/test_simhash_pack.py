@@ -42,6 +42,15 @@ def test_no_gradient_passes_and_mixed_dtypes_meet(form) -> None:
 
 
 @pytest.mark.parametrize("form", FORMS.values(), ids=FORMS)
+def test_autocast_changes_no_code(form) -> None:
+    generator = torch.Generator().manual_seed(0)
+    x, planes = torch.randn(500, 32, generator=generator), torch.randn(32, 64, generator=generator)
+    plain = form(x, planes)
+    with torch.autocast("cpu", torch.bfloat16):
+        assert torch.equal(form(x, planes), plain)
+
+
+@pytest.mark.parametrize("form", FORMS.values(), ids=FORMS)
 def test_bad_shapes_are_told(form) -> None:
     with pytest.raises(UserError, match=r"give \[N, D\] and \[D, m\]"):
         form(torch.ones(2, 3), torch.ones(4, 64))

@@ -190,6 +190,51 @@ def test_a_bfloat16_region_s_mixed_types_are_added_up_in_float32(form: Form) -> 
     torch.testing.assert_close(found.double(), oracle(**rounded, keep=4), atol=1e-2, rtol=1e-2)
 
 
+@pytest.mark.parametrize("keep", [4, None])
+def test_without_gradients_the_reference_holds_the_scores_of_some_targets(
+    keep: int | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    given, sizes = inputs(), []
+    whole = reference.target_attention(**given, keep=keep)
+    attend = reference._attend
+    monkeypatch.setattr(reference, "_attend", lambda q, *rest: (sizes.append(q.shape[3]), attend(q, *rest))[1])
+    monkeypatch.setattr(reference, "CELLS", 3 * given["bias"].numel())
+    with torch.no_grad():
+        torch.testing.assert_close(reference.target_attention(**given, keep=keep), whole)
+    assert sizes == [3, 1]
+    reference.target_attention(**given, keep=keep)
+    assert sizes == [3, 1, 4]
+
+
+@pytest.mark.parametrize("keep", [4, None])
+def test_autocast_changes_neither_what_is_kept_nor_its_weight(
+    form: Form, keep: int | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(cpu, "CELLS", 500)
+    given = inputs(length=40)
+    leaf = given["bias"].requires_grad_()
+    plain = form(**given, keep=keep)
+    (slope,) = torch.autograd.grad(plain.sum(), leaf)
+    with torch.autocast("cpu", torch.bfloat16):
+        found = form(**given, keep=keep)
+    assert torch.equal(found, plain)
+    assert torch.equal(torch.autograd.grad(found.sum(), leaf)[0], slope)
+
+
+@pytest.mark.parametrize("keep", [4, None])
+@pytest.mark.parametrize("bad", [torch.nan, torch.inf])
+def test_a_number_that_is_none_does_not_leak_from_where_nothing_is_allowed(
+    form: Form, keep: int | None, bad: float, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(cpu, "CELLS", 500)
+    given = inputs()
+    plain = form(**given, keep=keep)
+    given["bias"] = given["bias"].masked_fill(~given["allowed"].unsqueeze(1), bad).requires_grad_()
+    found = form(**given, keep=keep)
+    assert torch.equal(found, plain)
+    assert torch.autograd.grad(found.sum(), given["bias"])[0].isfinite().all()
+
+
 @pytest.mark.parametrize(
     ("wrong", "told"),
     [

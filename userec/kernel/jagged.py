@@ -11,6 +11,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from userec.errors import UserError
+
 GROWTH: Final = 1.5
 """How much longer than the shortest of its bucket a row may be: at most 56 % of a bucket's squares are padding."""
 
@@ -31,10 +33,25 @@ def offsets_of(lengths: Iterable[int]) -> Tensor:
     return torch.tensor([0, *lengths], dtype=torch.int64).cumsum(0)
 
 
+def host(offsets: Tensor, total: int) -> np.ndarray:
+    """[B + 1] int64 as numpy. Raises UserError unless they rise from 0 to `total`: else an event is nobody's, or two users'."""
+    starts = offsets.detach().long().cpu().numpy()
+    if not len(starts) or starts[0] != 0 or starts[-1] != total or (np.diff(starts) < 0).any():
+        told = f"from {starts[0]} to {starts[-1]}" if len(starts) else "nowhere"
+        raise UserError(f"offsets must rise from 0 to the {total} events, these go {told}: give each user's start, and the end")
+    return starts
+
+
 def slots(offsets: Tensor, max_len: int, total: int) -> Tensor:
-    """[S]: where each event stands in a flattened [B, max_len] block. Traceable: no shape depends on data."""
+    """[S]: where each event stands in a flattened [B, max_len] block. Traceable: no shape depends on data.
+
+    Raises UserError on a CPU for offsets that do not cover the events, and for a user of more than `max_len`."""
     offsets = offsets.long()
     lengths = offsets.diff()
+    if offsets.device.type == "cpu" and not torch.compiler.is_compiling():
+        longest = int(np.diff(host(offsets, total)).max(initial=0))
+        if longest > max_len:
+            raise UserError(f"a user has {longest} events, max_len is {max_len}: give the longest length or more")
     row = torch.repeat_interleave(torch.arange(len(lengths), device=offsets.device), lengths, output_size=total)
     return row * max_len + torch.arange(total, device=offsets.device) - offsets[row]
 
@@ -76,9 +93,10 @@ class Bucket:
         return flat if self.slot is None else flat.index_select(0, self.slot)
 
 
-def buckets(offsets: Tensor, growth: float = GROWTH) -> list[Bucket]:
-    """Users with events, the shortest first, in buckets within which the longest is at most `growth` times the shortest."""
-    starts = offsets.long().cpu().numpy()
+def buckets(offsets: Tensor, growth: float = GROWTH, *, total: int) -> list[Bucket]:
+    """Users with events, the shortest first, in buckets within which the longest is at most `growth` times the shortest. Raises
+    UserError for offsets that do not cover the `total` events."""
+    starts = host(offsets, total)
     lengths = np.diff(starts)
     order = np.argsort(lengths, kind="stable")
     order = order[lengths[order] > 0]

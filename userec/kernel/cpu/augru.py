@@ -11,10 +11,12 @@ import torch
 from torch import Tensor
 from torch.library import custom_op
 
+from userec.kernel.dtypes import wide_dtype
+from userec.kernel.jagged import host
 from userec.kernel.reference.augru import check
 
 EVENTS: Final = 2048
-"""Least events a block of steps: their input products are one GEMM, and their gates stay in a core's cache."""
+"""Most events a block of steps: their input products are one GEMM, and their gates stay in a core's cache."""
 
 
 def augru(
@@ -36,8 +38,7 @@ def augru(
     hidden = weight_hh.shape[1]
     b_ih, b_hh = (x.new_zeros(3 * hidden) if bias is None else bias for bias in (bias_ih, bias_hh))
     start = x.new_zeros(len(offsets) - 1, hidden) if state is None else state
-    wide = torch.float32 if x.dtype == torch.bfloat16 else x.dtype
-    inputs = (each.to(wide) for each in (x, attention, weight_ih, weight_hh, b_ih, b_hh, start))
+    inputs = (each.to(wide_dtype(x.dtype)) for each in (x, attention, weight_ih, weight_hh, b_ih, b_hh, start))
     with torch.autocast("cpu", enabled=False):
         out, final = _forward(*inputs, offsets, gate == "update")
     return out.to(x.dtype), final.to(x.dtype)
@@ -66,9 +67,9 @@ class _Steps:
         return torch.cat([start[:count], out.index_select(0, self.events[count:] - 1)])
 
 
-def _plan(offsets: Tensor) -> tuple[Tensor, list[_Steps]]:
+def _plan(offsets: Tensor, total: int) -> tuple[Tensor, list[_Steps]]:
     """[B] users, the longest first; and all steps in blocks of `EVENTS` events or one step."""
-    starts = offsets.long().cpu().numpy()
+    starts = host(offsets, total)
     lengths = np.diff(starts)
     order = np.argsort(-lengths, kind="stable")
     longest = int(lengths.max(initial=0))
@@ -106,7 +107,7 @@ def _forward(
     update: bool,
 ) -> tuple[Tensor, Tensor]:
     hidden = weight_hh.shape[1]
-    order, plan = _plan(offsets)
+    order, plan = _plan(offsets, len(x))
     h = start.index_select(0, order)  # [B, H]
     final = h.clone()
     out = x.new_empty(len(x), hidden)
@@ -143,7 +144,7 @@ def _backward(
     update: bool,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
     hidden = weight_hh.shape[1]
-    order, plan = _plan(offsets)
+    order, plan = _plan(offsets, len(x))
     begun = start.index_select(0, order)
     dh = upstream_state.index_select(0, order)  # [B, H], of the state after the step at hand
     dx, d_attention = torch.empty_like(x), torch.empty_like(attention)

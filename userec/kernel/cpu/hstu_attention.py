@@ -11,7 +11,9 @@ from torch import Tensor
 from torch.library import custom_op
 from torch.nn import functional as F
 
+from userec.kernel.dtypes import wide, widest
 from userec.kernel.jagged import Bucket, buckets
+from userec.kernel.reference.hstu_attention import check_hstu
 
 GROWTH: Final = 1.8
 """Few buckets of small blocks cost less here than what they pad."""
@@ -35,7 +37,10 @@ def hstu_attention(
     scale: float = 1.0,
 ) -> Tensor:
     """As the reference; no [L, L] block outlives a step, nor is one held for all users."""
-    return _forward(q, k, v, offsets, position_table, time_table, time, asked, edges, divisor, scale)
+    check_hstu(q, k, v, position_table, time_table, time, asked, edges)
+    q, k, v = widest(q, k, v)
+    with torch.autocast("cpu", enabled=False):
+        return _forward(q, k, v, offsets, position_table, time_table, time, asked, edges, divisor, scale)
 
 
 @dataclass(frozen=True)
@@ -45,7 +50,7 @@ class _Block:
     start: int
     stop: int
     scores: Tensor  # [b, H, r, stop], biases added
-    bucket: Tensor | None  # [b, r, stop] int32, row of the time table
+    gap_row: Tensor | None  # [b, r, stop] int32, row of the time table
     below: Tensor  # [r, r]: 1 on and below the diagonal, 0 above
 
     def causal(self, x: Tensor) -> Tensor:
@@ -70,20 +75,17 @@ class _Call:
     ) -> None:
         self.widths = [x.shape[2] for x in tensors]
         self.rows = torch.cat(tensors, 2)  # [S, H, sum of widths]: one gather a bucket
-        self.time_table, self.scale = time_table, scale
-        self.buckets = buckets(offsets, GROWTH)
+        self.scale = scale
+        self.buckets = buckets(offsets, GROWTH, total=len(self.rows))
         self.longest = self.buckets[-1].length if self.buckets else 0
-        self.below = _wide(self.rows).new_ones(BLOCK, BLOCK).tril_()
+        self.below = wide(self.rows).new_ones(BLOCK, BLOCK).tril_()
         self.near: Tensor | None = None  # [H|1, 2 longest]: the bias of distances longest - 1 .. 0, then the future
         if position_table is not None:
             near = position_table[torch.arange(self.longest - 1, -1, -1).clamp(max=len(position_table) - 1)].T
             self.near = torch.cat([near, torch.zeros_like(near)], 1)
-        self.timed: tuple[Tensor, Tensor, Tensor] | None = None
-        if time_table is not None:
-            assert time is not None
-            assert asked is not None
-            assert edges is not None
-            self.timed = time, asked, edges.contiguous()
+        self.timed: tuple[Tensor, Tensor, Tensor, Tensor] | None = None
+        if time_table is not None and time is not None and asked is not None and edges is not None:
+            self.timed = time_table, time, asked, edges.contiguous()
 
     def take(self, bucket: Bucket) -> list[Tensor]:
         """Each tensor's rows of a bucket: [b, H, L, *], at padding the user's last event again: no real query sees it there."""
@@ -94,24 +96,23 @@ class _Call:
 
     def blocks(self, bucket: Bucket, q: Tensor, k: Tensor) -> Iterator[_Block]:
         """Scores of q, k [b, H, L, D], block by block."""
-        time = asked = edges = None
+        timed = None
         if self.timed is not None:
-            time, asked, edges = (*(bucket.pad(x) for x in self.timed[:2]), self.timed[2])  # [b, L]
+            table, time, asked, edges = self.timed
+            timed = table, bucket.pad(time), bucket.pad(asked), edges  # times [b, L]
         for start in range(0, bucket.length, BLOCK):
             stop = min(start + BLOCK, bucket.length)
-            scores = _wide(q[:, :, start:stop] @ k[:, :, :stop].transpose(2, 3)) * self.scale  # [b, H, r, stop]
+            scores = wide(q[:, :, start:stop] @ k[:, :, :stop].transpose(2, 3)) * self.scale  # [b, H, r, stop]
             if self.near is not None:
                 last = self.longest - 1
                 scores += self.near.unfold(1, stop, 1).index_select(1, torch.arange(last - start, last - stop, -1))
             which = None
-            if time is not None:
-                assert asked is not None
-                assert edges is not None
-                assert self.time_table is not None
+            if timed is not None:
+                table, time, asked, edges = timed
                 gap = asked[:, start:stop, None] - time[:, None, :stop]  # [b, r, stop]
                 which = torch.bucketize(gap, edges, right=True, out_int32=True)
-                for head, column in enumerate(self.time_table.unbind(1)):
-                    own = scores if self.time_table.shape[1] == 1 else scores[:, head : head + 1]
+                for head, column in enumerate(table.unbind(1)):
+                    own = scores if table.shape[1] == 1 else scores[:, head : head + 1]
                     own += column.index_select(0, which.flatten()).view(which.shape)[:, None]
             yield _Block(start, stop, scores, which, self.below[: stop - start, : stop - start])
 
@@ -163,13 +164,13 @@ def _backward(
     for bucket in call.buckets:
         own_q, own_k, own_v, own_up = call.take(bucket)
         own_up[bucket.gaps // bucket.length, :, bucket.gaps % bucket.length] = 0
-        found = _wide(own_q).new_zeros(*own_q.shape[:3], gradients.shape[2])
+        found = wide(own_q).new_zeros(*own_q.shape[:3], gradients.shape[2])
         to_q, to_k, to_v = found.split(call.widths[:3], 3)
         for block in call.blocks(bucket, own_q, own_k):
             rows, columns = slice(block.start, block.stop), slice(0, block.stop)
             weights = block.causal(F.silu(block.scores).div_(divisor))
             to_v[:, :, columns] += weights.transpose(2, 3).to(v.dtype) @ own_up[:, :, rows]
-            slope = _wide(own_up[:, :, rows] @ own_v[:, :, columns].transpose(2, 3))  # of the weights, then of the scores
+            slope = wide(own_up[:, :, rows] @ own_v[:, :, columns].transpose(2, 3))  # of the weights, then of the scores
             slope = block.causal(torch.ops.aten.silu_backward(slope, block.scores).div_(divisor))
             narrow = slope.to(q.dtype)
             to_q[:, :, rows] = narrow @ own_k[:, :, columns]
@@ -178,9 +179,8 @@ def _backward(
                 apart = torch.arange(block.start, block.stop)[:, None] - torch.arange(block.stop)
                 summed = slope.sum(0 if position_table.shape[1] > 1 else (0, 1)).view(-1, *apart.shape)  # [H|1, r, stop]
                 _add(d_position, apart.clamp(0, len(position_table) - 1), summed)
-            if block.bucket is not None:
-                assert time_table is not None
-                _add(d_time, block.bucket, slope.transpose(0, 1) if time_table.shape[1] > 1 else slope.sum(1)[None])
+            if time_table is not None and block.gap_row is not None:
+                _add(d_time, block.gap_row, slope.transpose(0, 1) if time_table.shape[1] > 1 else slope.sum(1)[None])
         to_q.mul_(scale)
         to_k.mul_(scale)
         gradients[bucket.events] = bucket.pack(found.transpose(1, 2)).to(gradients.dtype)
@@ -189,12 +189,7 @@ def _backward(
 
 
 def _sums(table: Tensor | None, like: Tensor) -> Tensor:
-    return like.new_zeros(0) if table is None else torch.zeros_like(_wide(table))
-
-
-def _wide(x: Tensor) -> Tensor:
-    """Float32 for bfloat16: products are made of bfloat16, what is added up or goes through a function is not."""
-    return x.float() if x.dtype == torch.bfloat16 else x
+    return like.new_zeros(0) if table is None else torch.zeros_like(wide(table))
 
 
 def _add(sums: Tensor, which: Tensor, slopes: Tensor) -> None:
@@ -227,6 +222,7 @@ def _keep(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
     ctx.numbers = inputs[9:]
 
 
+@torch.autocast("cpu", enabled=False)
 def _gradients(ctx: Any, upstream: Tensor) -> tuple[Any, ...]:
     tensors = ctx.saved_tensors
     dq, dk, dv, *sums = _backward(upstream, *tensors, *ctx.numbers)

@@ -18,7 +18,7 @@ def jagged_attention(
     if dropout_p:
         raise UserError("jagged_attention: flash attention on a CPU has no dropout; the provider torch has")
     q, k, v = fitting(q, k, v)
-    found, parts = buckets(offsets), []
+    found, parts = buckets(offsets, total=len(q)), []
     for bucket in found:
         own_q, own_k, own_v = (bucket.pad(x).transpose(1, 2) for x in (q, k, v))  # [b, H, L, D]
         out = scaled_dot_product_attention(own_q, own_k, own_v, _key_mask(bucket, causal), is_causal=causal)

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from userec.kernel.dtypes import wide
 from userec.kernel.reference.jagged_embedding_bag import check_bag
 
 
@@ -13,7 +13,7 @@ def jagged_embedding_bag(weight: Tensor, ids: Tensor, offsets: Tensor, factors: 
     """As the reference; the gradient of the table is dense, so a bfloat16 table may be widened whole: torch would add up its
     gradient in bfloat16."""
     check_bag(weight, ids, factors, mode)
-    table = weight.float() if weight.dtype == torch.bfloat16 else weight
+    table = wide(weight)
     scale = None if factors is None else factors.to(table.dtype)
     bags = F.embedding_bag(ids.long(), table, offsets.long(), mode=mode, per_sample_weights=scale, include_last_offset=True)
     return bags.to(weight.dtype)

@@ -16,8 +16,6 @@ from userec.kernel.reference.retention import dtypes, fit_retention, powers
 
 CHUNK: Final = 64
 """Events a chunk at most: its weights grow with the square, what the states cost falls with its inverse."""
-
-
 GROWTH: Final = 2.0
 """Of a bucket: users leave it when their events end, so that only a chunk's end is padding."""
 
@@ -75,11 +73,11 @@ class _Chunk:
         state.mul_(self.kept).baddbmm_((k * self.left).transpose(1, 2), v)
 
 
-def _buckets(decay: Tensor, offsets: Tensor, dtype: torch.dtype) -> Iterator[tuple[Tensor, list[_Chunk]]]:
+def _buckets(decay: Tensor, offsets: Tensor, total: int, dtype: torch.dtype) -> Iterator[tuple[Tensor, list[_Chunk]]]:
     """Of each bucket its users [b], shortest first, and their chunks."""
     offsets = offsets.long()
     lengths = offsets.diff()
-    for bucket in buckets(offsets, GROWTH):
+    for bucket in buckets(offsets, GROWTH, total=total):
         users = bucket.rows[lengths[bucket.rows].argsort(stable=True)]
         yield users, _chunks(decay, offsets[users], lengths[users], dtype)
 
@@ -118,7 +116,7 @@ def _chunks(decay: Tensor, starts: Tensor, lengths: Tensor, dtype: torch.dtype) 
 def _forward(q: Tensor, k: Tensor, v: Tensor, decay: Tensor, offsets: Tensor, state: Tensor | None) -> tuple[Tensor, Tensor]:
     out, after = v.new_empty(v.shape), _brought(q, v, offsets, state)
     q, k, v = (x.contiguous() for x in (q, k, v))
-    for users, chunks in _buckets(decay, offsets, after.dtype):
+    for users, chunks in _buckets(decay, offsets, len(q), after.dtype):
         carried = after[users].flatten(0, 1)  # [b H, D, Dv]
         for chunk in chunks:
             own_q, own_k, own_v = (chunk.take(x) for x in (q, k, v))
@@ -143,7 +141,7 @@ def _backward(
     dq, dk, dv = (x.new_empty(x.shape) for x in (q, k, v))
     brought, to_state = _brought(q, v, offsets, state), _brought(q, v, offsets, to_after)
     q, k, v, upstream = (x.contiguous() for x in (q, k, v, upstream))
-    for users, chunks in _buckets(decay, offsets, brought.dtype):
+    for users, chunks in _buckets(decay, offsets, len(q), brought.dtype):
         carried = brought[users].flatten(0, 1)  # [b H, D, Dv]
         before = []  # the state before each chunk
         for chunk in chunks:

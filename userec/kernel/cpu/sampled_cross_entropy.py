@@ -10,11 +10,12 @@ from typing import Any, Final, Protocol
 
 import torch
 from torch import Tensor
-from torch.library import custom_op, register_autocast
+from torch.library import custom_op
 from torch.nn import functional as F
 
 from userec.errors import UserError
-from userec.kernel.cpu.linear_cross_entropy import Chunks, Gradients, empty, losses_of, slopes, wide
+from userec.kernel.cpu.chunked_logits import Chunks, Gradients, empty, keep_gradients, losses_of, one_dtype, scaled, slopes
+from userec.kernel.dtypes import wide
 from userec.kernel.reference.sampled_cross_entropy import check
 
 DENSE: Final = 6
@@ -37,10 +38,12 @@ def sampled_cross_entropy(
     """As the reference. `mean` computes the gradient in forward, `none` again in backward; bfloat16 is computed in float32, and
     under autocast so is the result."""
     check(x, weight, bias, target, negatives, log_q, reduction)
-    if reduction == "mean":
-        needs_grad = torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in (x, weight, bias))
-        return _mean(x, weight, bias, target, negatives, log_q, needs_grad)[0]
-    return _each(x, weight, bias, target, negatives, log_q)
+    x, weight, bias = one_dtype(x, weight, bias)
+    with torch.autocast("cpu", enabled=False):
+        if reduction == "mean":
+            needs_grad = torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in (x, weight, bias))
+            return _mean(x, weight, bias, target, negatives, log_q, needs_grad)[0]
+        return _each(x, weight, bias, target, negatives, log_q)
 
 
 class _Candidates(Protocol):
@@ -198,7 +201,7 @@ def _candidates(x: Tensor, weight: Tensor, bias: Tensor | None, target: Tensor, 
     for name, ids in (("target", target), ("negatives", negatives)):
         if ids.numel() and not (int(ids.min()) >= 0 and int(ids.max()) < len(weight)):
             raise UserError(f"sampled_cross_entropy: {name} has ids outside the {len(weight)} rows of weight")
-    x, weight, bias = wide(x), wide(weight), wide(bias)
+    x, weight, bias = wide(x), wide(weight), None if bias is None else wide(bias)
     if negatives.dim() == 1:
         return _Shared(x, weight, bias, target, negatives)
     ids = torch.cat([target[:, None], negatives], 1)  # [N, 1 + K]
@@ -286,25 +289,11 @@ def _keep(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
     ctx.save_for_backward(*inputs)
 
 
+@torch.autocast("cpu", enabled=False)
 def _gradients(ctx: Any, upstream: Tensor) -> tuple[Tensor | None, ...]:
     dx, dweight, dbias = _each_backward(upstream, *ctx.saved_tensors)
     return dx, dweight, None if ctx.saved_tensors[2] is None else dbias, None, None, None
 
 
-def _keep_gradients(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
-    ctx.set_materialize_grads(False)
-    ctx.save_for_backward(*output[1:])
-    ctx.has_bias = inputs[2] is not None
-
-
-def _scaled(ctx: Any, upstream: Tensor | None, *unused: Tensor | None) -> tuple[Tensor | None, ...]:
-    if upstream is None:
-        return (None,) * 7
-    dx, dweight, dbias = ctx.saved_tensors
-    return upstream * dx, upstream * dweight, upstream * dbias if ctx.has_bias else None, *[None] * 4
-
-
 _each.register_autograd(_gradients, setup_context=_keep)
-_mean.register_autograd(_scaled, setup_context=_keep_gradients)
-for op in (_each, _each_backward, _mean):
-    register_autocast(op, "cpu", torch.float32)
+_mean.register_autograd(scaled, setup_context=keep_gradients)

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 from torch.library import custom_op
 
+from userec.kernel.dtypes import widest
 from userec.kernel.reference.simhash_pack import BITS, check_planes
 
 BLOCK: Final = 2**16
@@ -18,8 +19,9 @@ BLOCK: Final = 2**16
 def simhash_pack(x: Tensor, planes: Tensor) -> Tensor:
     """As the reference: the projections of all rows are never held."""
     check_planes(x, planes)
-    dtype = torch.promote_types(x.dtype, planes.dtype)
-    return _pack(x.detach().to(dtype), planes.detach().to(dtype))
+    own, given = widest(x.detach(), planes.detach())
+    with torch.autocast("cpu", enabled=False):
+        return _pack(own, given)
 
 
 @custom_op("userec::cpu_simhash_pack", mutates_args=())

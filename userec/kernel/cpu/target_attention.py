@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 from torch.library import custom_op
 
+from userec.kernel.dtypes import wide, wide_dtype
 from userec.kernel.reference import target_attention as reference
 
 CELLS: Final = 2**18
@@ -37,7 +38,8 @@ def target_attention(
         keep = None
     if keep is None and bias.numel() * q.shape[3] <= CELLS:
         return reference.target_attention(q, k, v, bias, allowed, context)
-    return _forward(q, k, v, bias, allowed, context, keep or 0)[0]
+    with torch.autocast("cpu", enabled=False):
+        return _forward(q, k, v, bias, allowed, context, keep or 0)[0]
 
 
 @custom_op("userec::cpu_target_attention", mutates_args=())
@@ -77,7 +79,7 @@ def _backward(
     dq, dk, dv, dbias, dcontext = _sums(q, k, v, bias, context)
     dim, scale = v.shape[-1], k.shape[-1] ** -0.5
     for rows, targets in _chunks(q, k, allowed):
-        own_q, own_k, up = _of(q, rows, targets), _own(k, rows), _wide(upstream[rows, :, targets])
+        own_q, own_k, up = _of(q, rows, targets), _own(k, rows), wide(upstream[rows, :, targets])
         alpha = _relevance(own_q, own_k, bias[rows])
         seen = kept[rows, :, targets] if keep else allowed[rows].unsqueeze(2)
         weights = _softmax(alpha, seen, allowed[rows])  # [b, H, Q, c, L]
@@ -118,12 +120,12 @@ def _chunks(q: Tensor, k: Tensor, allowed: Tensor) -> Iterator[tuple[slice, slic
 
 def _of(q: Tensor, rows: slice, targets: slice) -> Tensor:
     """The targets' q [b|1, Q|1, H, c, d]."""
-    return _wide((q if len(q) == 1 else q[rows])[:, :, :, targets])
+    return wide((q if len(q) == 1 else q[rows])[:, :, :, targets])
 
 
 def _own(x: Tensor, rows: slice) -> Tensor:
     """Of events: [b, ...], contiguous, so that no product copies it."""
-    return _wide(x[rows]).contiguous()
+    return wide(x[rows]).contiguous()
 
 
 def _add(sums: Tensor, weights: Tensor, values: Tensor) -> None:
@@ -140,22 +142,23 @@ def _relevance(q: Tensor, k: Tensor, bias: Tensor) -> Tensor:
     """alpha [b, H, Q, c, L], fresh."""
     alpha = _by_head(q * k.shape[-1] ** -0.5) @ k.transpose(2, 3)  # [b, H, Q|1 * c, L]
     alpha = alpha.view(*bias.shape[:2], q.shape[1], q.shape[3], -1)
-    bias = _wide(bias).unsqueeze(3)
+    bias = wide(bias).unsqueeze(3)
     return alpha.add_(bias) if alpha.shape[2] == bias.shape[2] else alpha + bias
 
 
 def _softmax(alpha: Tensor, seen: Tensor, allowed: Tensor) -> Tensor:
     """Of alpha [b, H, Q, c, L] over the events `seen` [b, Q, c|1, L], zeros where none is `allowed`; alpha is overwritten."""
     never = torch.zeros(seen.shape, dtype=alpha.dtype).masked_fill_(~seen, torch.finfo(alpha.dtype).min / 2)
-    weights = alpha.add_(never.unsqueeze(1)).softmax(-1)
+    weights = alpha.add_(never.unsqueeze(1)).softmax(-1)  # to add is seven times as fast as to fill, but NaN and inf outlive it
+    if not bool(weights.sum().isfinite()):
+        weights = alpha.masked_fill_(~seen.unsqueeze(1), torch.finfo(alpha.dtype).min).softmax(-1)
     some = allowed.any(-1)[:, None, :, None, None]
     return weights if bool(some.all()) else weights.mul_(some)
 
 
 def _select(alpha: Tensor, allowed: Tensor, keep: int) -> Tensor:
     """Stage one: alpha [b, H, Q, c, L], allowed [b, Q, 1, L] -> kept [b, Q, c, L] bool. The heads' lists are read in turn."""
-    never = torch.zeros(allowed.shape, dtype=alpha.dtype).masked_fill_(~allowed, -torch.inf)
-    places = _best(alpha + never.unsqueeze(1), keep)  # [b, H, Q, c, keep]
+    places = _best(torch.where(allowed.unsqueeze(1), alpha, -torch.inf), keep)  # [b, H, Q, c, keep]
     heads, length = alpha.shape[1], alpha.shape[-1]
     order = places.transpose(0, 2, 3, 4, 1).reshape(-1, keep * heads)  # [n, keep * H]: as they are met
     cells = order + length * np.arange(len(order))[:, None]
@@ -183,11 +186,6 @@ def _best(scores: Tensor, keep: int) -> np.ndarray[Any, Any]:
     return best & 0xFFFFFFFF
 
 
-def _wide(x: Tensor) -> Tensor:
-    """Float32 for bfloat16."""
-    return x.float() if x.dtype == torch.bfloat16 else x
-
-
 def _results(q: Tensor, k: Tensor, v: Tensor, allowed: Tensor, context: Tensor | None, keep: int) -> tuple[Tensor, Tensor]:
     shape = (*allowed.shape[:2], q.shape[3])  # [B, Q, C]
     width = v.shape[-1] + (0 if context is None else context.shape[-1])
@@ -196,8 +194,8 @@ def _results(q: Tensor, k: Tensor, v: Tensor, allowed: Tensor, context: Tensor |
 
 
 def _sums(q: Tensor, k: Tensor, v: Tensor, bias: Tensor, context: Tensor | None) -> tuple[Tensor, ...]:
-    wide = (x.new_zeros(x.shape, dtype=torch.float32 if x.dtype == torch.bfloat16 else x.dtype) for x in (q, k, v, bias))
-    return *wide, q.new_zeros(0) if context is None else _wide(context).new_zeros(context.shape)
+    sums = (x.new_zeros(x.shape, dtype=wide_dtype(x.dtype)) for x in (q, k, v, bias))
+    return *sums, q.new_zeros(0) if context is None else wide(context).new_zeros(context.shape)
 
 
 @_forward.register_fake
@@ -217,6 +215,7 @@ def _keep(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> N
     ctx.keep = inputs[6]
 
 
+@torch.autocast("cpu", enabled=False)
 def _gradients(ctx: Any, upstream: Tensor, of_kept: Tensor | None) -> tuple[Any, ...]:
     tensors = ctx.saved_tensors
     *found, of_context = _backward(upstream, *tensors, ctx.keep)

@@ -10,7 +10,9 @@ import torch
 from torch import Generator, Tensor
 from torch.nn import functional as F
 
+from userec.errors import UserError
 from userec.kernel.contract import Case, Cost
+from userec.kernel.dtypes import widest
 from userec.kernel.jagged import EDGES, offsets_of, pad, unpad
 
 
@@ -35,21 +37,51 @@ def hstu_attention(
     row. `time_table` [T, H|1] with `edges` [T - 1] int64, ascending: the bucket is how many edges are at most the gap, so it is
     exact everywhere; `time` [S] int64 of the events, ascending for each user, `asked` [S] of the question put after each
     (seconds).
-    No softmax, no 1/sqrt(D); `divisor` is a constant, the paper's code has the padded length."""
+    No softmax, no 1/sqrt(D); `divisor` is a constant, the paper's code has the padded length. Of q, k and v in several dtypes the
+    result has the widest. Raises UserError for shapes that do not fit, and for a time table without its times."""
+    check_hstu(q, k, v, position_table, time_table, time, asked, edges)
+    q, k, v = widest(q, k, v)
     padded_q, padded_k, padded_v = (pad(x, offsets, max_len).transpose(1, 2) for x in (q, k, v))  # [B, H, L, D]
     scores = scale * padded_q @ padded_k.transpose(2, 3)  # [B, H, L, L]
     place = torch.arange(max_len, device=q.device)
     apart = place[:, None] - place  # [L, L]
     if position_table is not None:
         scores = scores + F.embedding(apart.clamp(0, len(position_table) - 1), position_table).permute(2, 0, 1)
-    if time_table is not None:
-        assert time is not None
-        assert asked is not None
-        assert edges is not None
+    if time_table is not None and time is not None and asked is not None and edges is not None:
         gap = pad(asked, offsets, max_len)[:, :, None] - pad(time, offsets, max_len)[:, None]  # [B, L, L]
         scores = scores + F.embedding(torch.bucketize(gap, edges.contiguous(), right=True), time_table).permute(0, 3, 1, 2)
     weights = F.silu(scores) * (apart >= 0) / divisor
     return unpad((weights @ padded_v).transpose(1, 2), offsets, len(q))
+
+
+def check_hstu(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    position_table: Tensor | None,
+    time_table: Tensor | None,
+    time: Tensor | None,
+    asked: Tensor | None,
+    edges: Tensor | None,
+) -> None:
+    """Raises UserError where the arguments do not belong together."""
+    if q.dim() != 3 or q.shape != k.shape or v.dim() != 3 or v.shape[:2] != q.shape[:2]:
+        shapes = ", ".join(f"{name} {list(x.shape)}" for name, x in (("q", q), ("k", k), ("v", v)))
+        raise UserError(f"hstu_attention: q and k must be [S, H, D] and v [S, H, Dv], not {shapes}")
+    events, heads = q.shape[:2]
+    for name, table in (("position_table", position_table), ("time_table", time_table)):
+        if table is not None and (table.dim() != 2 or table.shape[1] not in (1, heads) or len(table) < 1):
+            raise UserError(f"hstu_attention: {name} is {list(table.shape)}: give a row or more of 1 or {heads} heads")
+    if time_table is None:
+        return
+    if time is None or asked is None or edges is None:
+        raise UserError("hstu_attention: time_table needs time, asked and edges")
+    for name, x, size in (("time", time, events), ("asked", asked, events), ("edges", edges, len(time_table) - 1)):
+        if tuple(x.shape) != (size,):
+            raise UserError(
+                f"hstu_attention: {name} is {list(x.shape)}, but {events} events and {len(time_table)} rows of time_table "
+                f"want [{size}]"
+            )
 
 
 def cost(arguments: Mapping[str, Any]) -> Cost:

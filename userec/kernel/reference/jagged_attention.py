@@ -13,6 +13,7 @@ from torch.nn import functional as F
 
 from userec.errors import UserError
 from userec.kernel.contract import Case, Cost
+from userec.kernel.dtypes import widest
 from userec.kernel.jagged import EDGES, offsets_of, pad, unpad
 
 
@@ -39,8 +40,8 @@ def fitting(q: Tensor, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     if q.dim() != 3 or q.shape != k.shape or v.shape[:-1] != q.shape[:-1]:
         shapes = ", ".join(f"{name} {list(x.shape)}" for name, x in (("q", q), ("k", k), ("v", v)))
         raise UserError(f"jagged_attention: q and k must be [S, H, D] and v [S, H, Dv], not {shapes}")
-    dtype = torch.promote_types(torch.promote_types(q.dtype, k.dtype), v.dtype)
-    return q.to(dtype), k.to(dtype), v.to(dtype)
+    q, k, v = widest(q, k, v)
+    return q, k, v
 
 
 def cost(arguments: Mapping[str, Any]) -> Cost:

@@ -11,6 +11,7 @@ from torch import Generator, Tensor
 
 from userec.errors import UserError, unknown
 from userec.kernel.contract import Case, Cost
+from userec.kernel.dtypes import wide
 from userec.kernel.jagged import EDGES, offsets_of
 
 MODES: Final = ("sum", "mean")
@@ -20,12 +21,11 @@ def jagged_embedding_bag(weight: Tensor, ids: Tensor, offsets: Tensor, factors: 
     """weight [V, D], ids [S], offsets [B + 1], factors [S] -> [B, D]: the sum of each user's rows weight[ids], times `factors`
     where given, or their mean; of no events: zeros. Id 0 is a row like any other."""
     check_bag(weight, ids, factors, mode)
-    wide = torch.float32 if weight.dtype == torch.bfloat16 else weight.dtype
     lengths = offsets.diff().long()
     user = torch.repeat_interleave(torch.arange(len(lengths), device=ids.device), lengths, output_size=len(ids))  # [S]
-    rows = weight.index_select(0, ids).to(wide)  # [S, D]
+    rows = wide(weight.index_select(0, ids))  # [S, D]
     if factors is not None:
-        rows = rows * factors[:, None].to(wide)
+        rows = rows * factors[:, None].to(rows.dtype)
     out = rows.new_zeros(len(lengths), weight.shape[1]).index_add(0, user, rows)
     if mode == "mean":
         out = out / lengths.clamp(min=1)[:, None]
@@ -46,7 +46,7 @@ def check_bag(weight: Tensor, ids: Tensor, factors: Tensor | None, mode: str) ->
 
 def cost(arguments: Mapping[str, Any]) -> Cost:
     """An addition, and a product where there are factors, for each number gathered; what is gathered and the result once."""
-    weight, ids, factors = arguments["weight"], arguments["ids"], arguments["factors"]
+    weight, ids, factors = arguments["weight"], arguments["ids"], arguments.get("factors")
     width, users = weight.shape[1], len(arguments["offsets"]) - 1
     words = len(ids) * width + users * width + (0 if factors is None else len(ids))
     return Cost(len(ids) * width * (1.0 if factors is None else 2.0), float(weight.element_size() * words + 8 * len(ids)))

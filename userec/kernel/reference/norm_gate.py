@@ -12,6 +12,7 @@ from torch.nn import functional as F
 
 from userec.errors import UserError
 from userec.kernel.contract import Case, Cost
+from userec.kernel.dtypes import wide_dtype, widest_dtype
 
 
 def norm_gate(x: Tensor, gate: Tensor, weight: Tensor | None = None, bias: Tensor | None = None, *, eps: float = 1e-6) -> Tensor:
@@ -20,10 +21,10 @@ def norm_gate(x: Tensor, gate: Tensor, weight: Tensor | None = None, bias: Tenso
 
     In bfloat16 it is computed in float32; of x and gate in two dtypes the result has the wider."""
     check_gate(x, gate, weight, bias)
-    dtype = torch.promote_types(x.dtype, gate.dtype)
-    wide = torch.float32 if dtype == torch.bfloat16 else dtype
-    weight, bias = (y if y is None else y.to(wide) for y in (weight, bias))
-    return (F.layer_norm(x.to(wide), x.shape[-1:], weight, bias, eps) * gate.to(wide)).to(dtype)
+    dtype = widest_dtype(x, gate)
+    within = wide_dtype(dtype)
+    weight, bias = (y if y is None else y.to(within) for y in (weight, bias))
+    return (F.layer_norm(x.to(within), x.shape[-1:], weight, bias, eps) * gate.to(within)).to(dtype)
 
 
 def check_gate(x: Tensor, gate: Tensor, weight: Tensor | None, bias: Tensor | None) -> None:
@@ -37,7 +38,7 @@ def check_gate(x: Tensor, gate: Tensor, weight: Tensor | None, bias: Tensor | No
 
 def cost(arguments: Mapping[str, Any]) -> Cost:
     """Eight operations a number (mean, variance, scaling, gate), two more with weight and bias; x, gate and the result once."""
-    x, affine = arguments["x"], sum(arguments[name] is not None for name in ("weight", "bias"))
+    x, affine = arguments["x"], sum(arguments.get(name) is not None for name in ("weight", "bias"))
     return Cost((8.0 + affine) * x.numel(), 3.0 * x.element_size() * x.numel())
 
 

@@ -11,6 +11,7 @@ from torch import Generator, Tensor
 
 from userec.errors import UserError
 from userec.kernel.contract import Case, Cost
+from userec.kernel.dtypes import widest_dtype
 from userec.kernel.jagged import EDGES, offsets_of, pad, unpad
 
 
@@ -51,9 +52,7 @@ def powers(decay: Tensor, exponents: Tensor, dtype: torch.dtype) -> Tensor:
 
 def dtypes(*tensors: Tensor) -> tuple[torch.dtype, torch.dtype]:
     """(of the result: the widest of the tensors', of sums and states: float32 at least)."""
-    found = tensors[0].dtype
-    for x in tensors[1:]:
-        found = torch.promote_types(found, x.dtype)
+    found = widest_dtype(*tensors)
     return found, torch.promote_types(found, torch.float32)
 
 

@@ -12,6 +12,7 @@ from torch.nn import functional as F
 
 from userec.errors import UserError
 from userec.kernel.contract import Case, Cost
+from userec.kernel.dtypes import widest
 
 BITS = 64
 """Of a word."""
@@ -21,10 +22,12 @@ def simhash_pack(x: Tensor, planes: Tensor) -> Tensor:
     """x [N, D], planes [D, m] -> [N, W] int64 with W = ceil(m / 64): bit i of word w is set where x planes[:, 64 w + i] > 0.
 
     Bits past m are 0, and so is a tie. No gradient passes. A projection within rounding of 0 may fall on the other side in
-    another form, dtype or thread count: the cases are whole numbers, whose products and sums are exact in each of them."""
+    another form, dtype or thread count (autocast changes nothing): the cases are whole numbers, whose products and sums are
+    exact in each of them."""
     check_planes(x, planes)
-    dtype = torch.promote_types(x.dtype, planes.dtype)
-    bits = x.detach().to(dtype) @ planes.detach().to(dtype) > 0  # [N, m]
+    own, given = widest(x.detach(), planes.detach())
+    with torch.autocast(x.device.type, enabled=False):
+        bits = own @ given > 0  # [N, m]
     words = -(-planes.shape[1] // BITS)
     bits = F.pad(bits, (0, words * BITS - planes.shape[1])).reshape(len(x), words, BITS)
     return (bits * (1 << torch.arange(BITS, device=x.device))).sum(-1)  # 1 << 63 is the sign bit: the sum wraps, as it must

@@ -5,13 +5,17 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from functools import partial
-from typing import Any
+from typing import Any, Final
 
 import torch
 from torch import Generator, Tensor
 
 from userec.errors import UserError
 from userec.kernel.contract import Case, Cost
+from userec.kernel.dtypes import wide
+
+CELLS: Final = 2**22
+"""Scores (heads x questions x targets x events) held at once where no gradient is asked for: 16 MiB."""
 
 
 def target_attention(
@@ -30,10 +34,18 @@ def target_attention(
     Targets q [B|1, Q|1, H, C, d], events k [B, H, L, d], bias [B, H, Q, L]; question i of a row sees the events `allowed`
     [B, Q, L] bool, and no other is ever kept. Values v [B, H, L, dv], beside them `context` [B, Q, L, W], what a question knows
     of an event, one for all heads -> [B, Q, C, H, dv + W]; zeros where nothing is allowed. The gradient goes through stage two
-    alone. Where alphas tie the newer event (the later place) comes first. bfloat16 is read as float32: its rounding would make
-    ties that are none."""
+    alone. Where alphas tie the newer event (the later place) comes first. bfloat16 is read as float32, also under
+    autocast: its rounding would make ties that are none."""
     check_target(q, k, v, bias, allowed, context, keep)
-    q, k, wide_v, bias = (x.float() if x.dtype == torch.bfloat16 else x for x in (q, k, v, bias))
+    whole = torch.is_grad_enabled() or torch.compiler.is_compiling()
+    step = max(q.shape[3] if whole else CELLS // max(bias.numel(), 1), 1)
+    of_events = wide(k), wide(v), wide(bias), allowed, context, keep
+    with torch.autocast(k.device.type, enabled=False):
+        parts = [_attend(wide(part), *of_events) for part in q.split(step, 3)]
+        return (parts[0] if len(parts) == 1 else torch.cat(parts, 2)).to(v.dtype)
+
+
+def _attend(q: Tensor, k: Tensor, v: Tensor, bias: Tensor, allowed: Tensor, context: Tensor | None, keep: int | None) -> Tensor:
     alpha = torch.einsum("bqhcd,bhld->bhqcl", q.expand(*allowed.shape[:2], -1, -1, -1), k) / k.shape[-1] ** 0.5
     alpha = alpha + bias.unsqueeze(3)  # [B, H, Q, C, L]
     kept = allowed.unsqueeze(2).expand(*allowed.shape[:2], alpha.shape[3], -1)  # [B, Q, C, L]
@@ -42,10 +54,10 @@ def target_attention(
         kept = kept & union_of_heads(ranked(scores, keep).permute(0, 2, 3, 1, 4), keep, k.shape[2])
     kept = kept.unsqueeze(1)  # [B, 1, Q, C, L]
     weights = alpha.masked_fill(~kept, torch.finfo(alpha.dtype).min).softmax(-1).masked_fill(~kept, 0.0)
-    out = torch.einsum("bhqcl,bhld->bqchd", weights, wide_v)
+    out = torch.einsum("bhqcl,bhld->bqchd", weights, v)
     if context is not None:
         out = torch.cat([out, torch.einsum("bhqcl,bqlw->bqchw", weights, context.to(out.dtype))], -1)
-    return out.to(v.dtype)
+    return out
 
 
 def ranked(scores: Tensor, keep: int) -> Tensor:
