@@ -14,6 +14,11 @@ class DivergedError(UserError):
     """A loss or a score stopped being a number; the last good checkpoint is kept."""
 
 
+def in_words(error: BaseException) -> str:
+    """An exception of somebody else's code in one line, with its kind."""
+    return f"{type(error).__name__}: {' '.join(str(error).split())}"
+
+
 def did_you_mean(name: str, known: Iterable[str]) -> str:
     """`; did you mean 'sasrec'?` where a known name is close, else the known names, else nothing."""
     names = sorted(set(known))

@@ -167,6 +167,14 @@ def test_a_table_of_labels_is_trained_on_and_judged_by_what_it_asks(model, task,
     assert max(row["value"] for row in report["metrics"] if row["metric"] == "recall@20") > 20 / 236, "no better than chance"
 
 
+def test_a_misspelt_choice_of_kernels_is_told_before_the_data_is_read(monkeypatch, tmp_path):
+    monkeypatch.setenv("USEREC_KERNELS", "tosch")
+    monkeypatch.setattr("userec.engine.run.cache.load", lambda *_: pytest.fail("the data were read"))
+    done = call("--model", "markov", "--dataset", "ttl@sample", "--out", tmp_path / "o")
+    assert done.exit_code == 2, done.output
+    assert "unknown kernel provider 'tosch' in USEREC_KERNELS; did you mean 'torch'?" in done.stderr
+
+
 BAD = {
     "model": (["--model", "sasrce", "--dataset", "ttl@sample"], "unknown model 'sasrce'; did you mean 'sasrec'?"),
     "data set": (["--model", "sasrec", "--dataset", "tll"], "unknown data set 'tll'; did you mean 'ttl'?"),

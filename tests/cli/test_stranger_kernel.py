@@ -112,6 +112,66 @@ def test_a_choice_names_it(put: Put, userec: Any, monkeypatch: pytest.MonkeyPatc
     )
 
 
+def findings(userec: Any) -> dict[str, dict[str, str]]:
+    code, out, _ = userec("doctor", "--json")
+    assert code == 0, out
+    return {row["name"]: row for row in json.loads(out)}
+
+
+def test_a_supports_that_raises_is_a_row_and_a_warning(put: Put, userec: Any) -> None:
+    put("stranger_kernel", ('    return No("stranger has no time bias")', "    request.dims['q']\n    return No(\"no time\")"))
+    reason = "supports raises TypeError: tuple indices must be integers or slices, not str"
+    found = rows(userec)
+    assert found["stranger"] == ("no", reason)
+    assert found["cpu"] == ("chosen", "priority 10")
+    warned = findings(userec)[f"kernel {HSTU}/stranger"]
+    assert (warned["status"], warned["detail"]) == ("warn", f"stranger-kernel 0.3: {reason}: a run that calls the op fails")
+    assert "no:stranger-kernel" in warned["way_out"]
+
+
+@pytest.mark.parametrize(
+    ("change", "reason"),
+    [
+        (("    for name, lengths in EDGES", "    for name, lengths in EDGE"), "NameError: name 'EDGE' is not defined"),
+        (
+            ("    x = torch.randn(sum(lengths)", '    x = torch.randn(keep["far"]'),
+            "TypeError: 'float' object is not subscriptable",
+        ),
+    ],
+    ids=["cases", "make"],
+)
+def test_cases_that_raise_are_told_beside_the_verdict(put: Put, userec: Any, change: tuple[str, str], reason: str) -> None:
+    put("faded_sum", change)
+    (row,) = json.loads(userec("kernels", "faded_sum", "--json")[1])
+    told = f"priority 0; its cases raise {reason}"
+    assert (row["verdict"], row["reason"], row["distribution"]) == ("chosen", told, "faded-sum")
+    warned = findings(userec)["kernel faded_sum/torch"]
+    assert (warned["status"], warned["detail"]) == ("warn", f"faded-sum 0.3: its cases raise {reason}")
+
+
+def test_show_tells_what_raises(put: Put, userec: Any) -> None:
+    put("faded_sum", ("load=lambda: faded_sum", "load=lambda: fadedsum"), ("in EDGES.items()", "in EDGE.items()"))
+    code, out, _ = userec("show", "faded_sum")
+    assert code == 0
+    assert "load of faded_sum/torch (faded-sum 0.3) raises NameError: name 'fadedsum' is not defined" in out
+    assert "cases of faded_sum/torch (faded-sum 0.3) raises NameError: name 'EDGE' is not defined" in out
+
+
+def test_an_op_without_a_reference_stops_nothing_but_itself(put: Put, userec: Any) -> None:
+    put("stranger_kernel", ('Kernel("hstu_attention"', 'Kernel("hstu_atention"'))
+    (row,) = json.loads(userec("kernels", "hstu_atention", "--json")[1])
+    told = ("stranger", "stranger-kernel", "no", "kernel op 'hstu_atention' has no reference")
+    assert (row["provider"], row["distribution"], row["verdict"], row["reason"]) == told
+    assert "kernel op 'hstu_atention' has no reference" in userec("kernels")[1]
+    assert rows(userec)["cpu"] == ("chosen", "priority 10")
+    warned = findings(userec)["kernel hstu_atention/stranger"]
+    assert (warned["status"], warned["detail"].partition(":")[0]) == ("warn", "stranger-kernel 0.3")
+    assert "has no reference, so nothing can call it" in userec("show", "hstu_atention")[1]
+    code, out, _ = userec("plugins", "check", "stranger-kernel")
+    assert code == 1
+    assert "kernel op 'hstu_atention' has no reference; brought by stranger" in out
+
+
 def test_the_kit_proves_it(put: Put, userec: Any) -> None:
     put("stranger_kernel")
     code, out, _ = userec("plugins", "check", "stranger-kernel")

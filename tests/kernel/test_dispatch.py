@@ -26,6 +26,7 @@ def only_flips(request: Request) -> Yes | No:
 
 REFERENCE = Kernel("same", "torch", 0, lambda: plain, reference=True)
 FLIPPER = Kernel("same", "flipper", 50, lambda: double, only_flips)
+LONELY = Kernel("lonely", "far", 50, lambda: double)
 
 
 def test_the_highest_priority_that_says_yes_serves_and_the_reasons_are_kept(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -108,12 +109,16 @@ def test_an_exception_of_a_kernel_is_not_swallowed() -> None:
 @pytest.mark.parametrize(
     ("kernels", "use", "told"),
     [
-        ([FLIPPER], "auto", "no reference"),
         ([REFERENCE, Kernel("same", "other", 1, lambda: plain, reference=True)], "auto", "several references"),
         ([REFERENCE, FLIPPER, FLIPPER], "auto", "twice by flipper"),
         ([REFERENCE], "fast", "unknown kernel provider 'fast' in USEREC_KERNELS; known: auto, strict, torch"),
         ([REFERENCE], "same=torhc", "did you mean 'torch'"),
         ([REFERENCE], "sane=torch", "did you mean 'same'"),
+        ([REFERENCE, LONELY], "lonely=far", "kernel op 'lonely' has no reference; brought by far: "),
+        ([REFERENCE], "strict", "strict needs a provider to be strict about: USEREC_KERNELS=torch,strict"),
+        ([REFERENCE], "auto,strict", "strict needs a provider"),
+        ([REFERENCE], "same=torch,strict", "strict needs a provider"),
+        ([REFERENCE, FLIPPER], "same=torch,same=flipper", "pins same twice, to torch and to flipper"),
     ],
 )
 def test_what_cannot_be_is_told(kernels: list[Kernel], use: str, told: str) -> None:
@@ -124,6 +129,50 @@ def test_what_cannot_be_is_told(kernels: list[Kernel], use: str, told: str) -> N
 def test_an_unknown_op_is_told() -> None:
     with pytest.raises(UserError, match="unknown kernel op 'sam'; did you mean 'same'"):
         Kernels([REFERENCE]).op("sam")
+
+
+def test_an_op_without_a_reference_is_told_to_who_asks_for_it() -> None:
+    kernels = Kernels([LONELY, REFERENCE], use="auto")
+    assert kernels.op("same")(torch.ones(1)).item() == 1
+    assert (list(kernels.ops), dict(kernels.without_reference)) == (["same"], {"lonely": (LONELY,)})
+    for ask in (kernels.op, kernels.reference, lambda op: kernels.resolve(Request(op)), lambda op: kernels.explain(Request(op))):
+        with pytest.raises(UserError, match="kernel op 'lonely' has no reference; brought by far: install"):
+            ask("lonely")
+    Kernels([LONELY, REFERENCE], use="far")  # known, though it serves nothing
+
+
+def test_a_supports_that_raises_is_explained_and_resolve_raises_it() -> None:
+    def broken(request: Request) -> Yes | No:
+        raise TypeError("no\n  such key")
+
+    kernels = Kernels([REFERENCE, Kernel("same", "broken", 9, lambda: double, broken)], use="auto")
+    told = [(one.kernel.provider, one.verdict, one.reason) for one in kernels.explain(Request("same"))]
+    assert told == [("broken", "no", "supports raises TypeError: no such key"), ("torch", "chosen", "priority 0")]
+    with pytest.raises(TypeError, match="such key"):
+        kernels.op("same")(torch.ones(1))
+
+
+def test_one_request_serves_all_batches() -> None:
+    asked: list[Request] = []
+
+    def far(request: Request) -> No:
+        asked.append(request)
+        return No("far away")
+
+    kernels = Kernels([*userec_kernels(), Kernel("target_attention", "far", 200, lambda: plain, far)], use="auto")
+    attend = kernels.op("target_attention")
+    for length, keep in ((7, 2), (9, 3)):
+        draw = partial(torch.randn, generator=torch.Generator().manual_seed(0))
+        q, k, v = draw(1, 2, 1, 3, 16), draw(1, 1, length, 16), draw(1, 1, length, 4)
+        attend(q, k, v, draw(1, 1, 2, length), torch.ones(1, 2, length, dtype=torch.bool), None, keep=keep)
+    assert [request.dims for request in asked] == [(("q", 16), ("k", 16), ("v", 4))]
+    assert asked[0].flags == {"q", "k", "v", "bias", "allowed", "keep"}
+
+
+def test_a_whole_number_is_a_fact_by_name_alone() -> None:
+    one, other = (request_of("op", {"max_len": value, "keep": None, "scale": 0.0, "causal": False}) for value in (0, 7))
+    assert one == other
+    assert one.flags == {"max_len"}
 
 
 def test_the_built_in_ops_choose_the_cpu_form_where_it_fits() -> None:
@@ -148,6 +197,13 @@ def test_use_stands_over_the_environment_while_its_block_lasts(monkeypatch: pyte
         assert same(torch.ones(1)).item() == 1
     assert same(torch.ones(1)).item() == 2
     assert kernels.chosen()["same"]["provider"] == "torch, fast"
+    before = kernels.chosen()
+    for _ in range(3):
+        with kernels.use("same = torch"):  # resolved anew, to what is known
+            assert same(torch.ones(1)).item() == 1
+    (served,) = kernels._served.values()
+    assert len(served) == 4
+    assert kernels.chosen()["same"]["provider"] == before["same"]["provider"]
     with (
         pytest.raises(UserError, match="unknown kernel provider 'fats' in USEREC_KERNELS; did you mean 'fast'"),
         kernels.use("fats"),
@@ -184,7 +240,7 @@ def test_float16_on_a_cpu_is_refused_with_the_way_out() -> None:
 
 def test_what_has_no_floating_tensor_is_asked_for_by_its_first_tensor() -> None:
     request = request_of("codes", {"codes": torch.zeros(3, dtype=torch.int64), "count": 4})
-    assert (request.device, request.dtype, request.flags) == ("cpu", "int64", {"codes"})
+    assert (request.device, request.dtype, request.flags) == ("cpu", "int64", {"codes", "count"})
 
 
 def test_explain_tells_what_resolve_does() -> None:

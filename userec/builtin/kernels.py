@@ -49,6 +49,9 @@ def without_dropout(request: Request) -> Yes | No:
 CPU_SUPPORTS: Final[Mapping[str, Callable[[Request], Yes | No]]] = {"jagged_attention": without_dropout}
 """{op: what its CPU form serves}, where that is not `on_cpu`."""
 
+LENGTHS: Final[Mapping[str, tuple[str, ...]]] = {"target_attention": ("bias",), "sampled_cross_entropy": ("log_q",)}
+"""{op: floating arguments whose last axis is no width}."""
+
 NEVER_COMPILED: Final = {"augru": "its loop over events would be unrolled: a compilation for every max_len, minutes each"}
 """{op: why its reference is no use to torch.compile}."""
 
@@ -93,6 +96,7 @@ def _forms(op: str) -> Iterable[Kernel]:
         reference=True,
         cases=lambda: reference().cases(),
         cost=lambda arguments: reference().cost(arguments),
+        lengths=LENGTHS.get(op, ()),
     )
     yield Kernel(op, "cpu", 10, partial(_load, "cpu", op), CPU_SUPPORTS.get(op, on_cpu))
     yield Kernel(op, "compiled", 50, partial(_compile, op), with_compiler, tolerance={"float32": 1e-5}, opt_in=True)

@@ -11,14 +11,17 @@ import tempfile
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Annotated, Final, Literal
+from typing import TYPE_CHECKING, Annotated, Final, Literal
 
 import typer
 
 from userec.cli.output import blocked, print_json, print_table
 from userec.dataset.locate import cache_folder
-from userec.errors import UserError
+from userec.errors import UserError, in_words
 from userec.registry import CORE, Registry, core_version, load
+
+if TYPE_CHECKING:
+    from userec.kernel.contract import Kernel
 
 LEAST_DISK_GB: Final = 2.0
 """Free space below which a run with checkpoints may not end."""
@@ -73,9 +76,7 @@ def _imports(name: str, tell: Callable[[], str]) -> Finding:
     try:
         return Finding(name, "ok", tell())
     except Exception as error:
-        return Finding(
-            name, "FAIL", f"{type(error).__name__}: {' '.join(str(error).split())}", f"reinstall it: `pip install {name}`"
-        )
+        return Finding(name, "FAIL", in_words(error), f"reinstall it: `pip install {name}`")
 
 
 def _torch() -> str:
@@ -100,10 +101,10 @@ def _matmul() -> Finding:
 
 
 def _kernels(registry: Registry) -> Iterator[Finding]:
-    """How many ops and providers there are, and what USEREC_KERNELS asks for that this machine cannot have."""
+    """How many ops and providers there are, what is wrong with them, and what USEREC_KERNELS asks for that cannot be had here."""
     import torch
 
-    from userec.cli.kernels import kernels_of, request_for
+    from userec.cli.kernels import asked_of, kernels_of
     from userec.kernel.dispatch import CHOICE
 
     try:
@@ -122,12 +123,22 @@ def _kernels(registry: Registry) -> Iterator[Finding]:
         "kernels", "ok", f"{len(kernels.ops)} ops, {len(forms)} kernels of {len(providers)} providers ({', '.join(providers)})"
     )
     devices = ("cpu", "cuda") if torch.cuda.is_available() else ("cpu",)
+    for without in kernels.without_reference.values():
+        for kernel in without:
+            yield _fault(registry, kernel, "the op has no reference, so nothing can call it")
     refused: dict[tuple[str, str], list[str]] = {}  # {(provider, its reason): ops}
     nothing = []
     for op in kernels.ops:
-        asked = [kernels.explain(request_for(kernels.reference(op), device, "float32")) for device in devices]
+        reference = kernels.reference(op)
+        requests = [asked_of(reference, device, "float32") for device in devices]
+        if raised := requests[0][1]:
+            yield _fault(registry, reference, raised)
+        asked = [kernels.explain(request) for request, _ in requests]
         for here in zip(*asked, strict=True):
             name = here[0].kernel.provider
+            if broken := next((one for one in here if one.raised is not None), None):
+                yield _fault(registry, broken.kernel, f"{broken.reason}: a run that calls the op fails")
+                continue
             if name in kernels.asked(op) and all(one.verdict == "no" for one in here):
                 refused.setdefault((name, here[0].reason), []).append(op)
         if all(one.verdict == "no" for verdicts in asked for one in verdicts):
@@ -137,6 +148,14 @@ def _kernels(registry: Registry) -> Iterator[Finding]:
     if nothing:
         told = f"nothing serves {', '.join(nothing)}: a run that calls one of them fails"
         yield Finding(CHOICE, "warn", told, "`userec kernels` tells why; change or unset it")
+
+
+def _fault(registry: Registry, kernel: Kernel, told: str) -> Finding:
+    """What is wrong with somebody's kernel, and whose it is."""
+    full = f"{kernel.op}/{kernel.provider}"
+    origin = registry.origins["kernels", full]
+    way = f"`pip install --upgrade {origin.distribution}`, or leave it out: -p no:{origin.entry}"
+    return Finding(f"kernel {full}", "warn", f"{origin.distribution} {origin.version}: {told}", way)
 
 
 def _dependencies() -> Iterator[Finding]:

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Final
 import typer
 
 from userec.cli.output import print_json, print_table, registry_of, warn
-from userec.errors import unknown
+from userec.errors import in_words, unknown
 
 if TYPE_CHECKING:
     from userec.kernel.contract import Kernel, Request
@@ -40,8 +40,10 @@ def print_kernels(
         if kind == "kernels":
             warn(registry.clash(kind, name))
     kernels = kernels_of(registry)
-    ops = list(kernels.ops) if op is None else [kernels.reference(op).op]
-    rows = [row for name in ops for row in rows_of(registry, kernels, name, device, dtype)]
+    known = sorted({*kernels.ops, *kernels.without_reference})
+    if op is not None and op not in known:
+        raise unknown("kernel op", op, known)
+    rows = [row for name in (known if op is None else [op]) for row in rows_of(registry, kernels, name, device, dtype)]
     if as_json:
         print_json(rows)
         return
@@ -61,12 +63,35 @@ def kernels_of(registry: Registry) -> Kernels:
 
 def rows_of(registry: Registry, kernels: Kernels, op: str, device: str, dtype: str) -> Iterable[dict[str, Any]]:
     """One object for each kernel of the op: `op provider distribution version verdict reason priority device dtype`."""
-    request = request_for(kernels.reference(op), device, dtype)
-    for one in kernels.explain(request):
+    from userec.kernel.dispatch import Verdict
+
+    raised = ""
+    if op in kernels.without_reference:
+        reason = f"kernel op {op!r} has no reference"
+        verdicts = [Verdict(kernel, "no", reason) for kernel in kernels.without_reference[op]]
+    else:
+        request, raised = asked_of(kernels.reference(op), device, dtype)
+        dtype, verdicts = request.dtype, kernels.explain(request)
+    for one in verdicts:
         origin = registry.origins["kernels", f"{op}/{one.kernel.provider}"]
+        reason = f"{one.reason}; {raised}" if raised and one.kernel.reference else one.reason
         who = {"op": op, "provider": one.kernel.provider, "distribution": origin.distribution, "version": origin.version}
-        told = {"verdict": one.verdict, "reason": one.reason, "priority": one.kernel.priority}
-        yield who | told | {"device": device, "dtype": request.dtype}
+        told = {"verdict": one.verdict, "reason": reason, "priority": one.kernel.priority}
+        yield who | told | {"device": device, "dtype": dtype}
+
+
+def asked_of(reference: Kernel, device: str, dtype: str) -> tuple[Request, str]:
+    """(what is asked about the op, what its cases raise): where they do, device and dtype alone are asked about."""
+    import torch
+
+    from userec.kernel.contract import Request
+    from userec.kernel.dispatch import capability
+
+    try:
+        return request_for(reference, device, dtype), ""
+    except Exception as error:
+        plain = Request(reference.op, device, dtype, cc=capability(torch.device(device)))
+        return plain, f"its cases raise {in_words(error)}"
 
 
 def request_for(reference: Kernel, device: str, dtype: str) -> Request:
@@ -84,7 +109,7 @@ def request_for(reference: Kernel, device: str, dtype: str) -> Request:
         return Request(reference.op, device, dtype, cc=cc)
     arguments = case.make(torch.Generator().manual_seed(0))
     floating = {name for name, x in arguments.items() if isinstance(x, torch.Tensor) and x.is_floating_point()}
-    request = request_of(reference.op, arguments)
+    request = request_of(reference.op, arguments, reference.lengths)
     trained = frozenset({"needs_grad"} if floating - set(case.fixed) else ())
     dtype = dtype if floating else request.dtype
     return replace(request, device=device, dtype=dtype, flags=request.flags | trained, cc=cc)

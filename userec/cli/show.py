@@ -17,7 +17,7 @@ from pydantic_core import PydanticUndefined
 from userec.capability import Can
 from userec.cli.list import WORDS, rows_of
 from userec.cli.output import print_json, print_table, registry_of
-from userec.errors import UserError, did_you_mean
+from userec.errors import UserError, did_you_mean, in_words
 
 if TYPE_CHECKING:
     from userec.kernel.contract import Kernel
@@ -59,16 +59,33 @@ def described(registry: Registry, word: str, key: str) -> dict[str, Any]:
 
 
 def _op(op: str, kernels: Sequence[Kernel], rows: Sequence[dict[str, Any]]) -> dict[str, Any]:
-    """An op as its reference tells it: `signature`, `doc` (the formula), `cases`; each provider with its `tolerance` by dtype."""
+    """An op as its reference tells it: `signature`, `doc` (the formula), `cases`; each provider with its `tolerance` by dtype.
+
+    `faults`, where there are any, tells what is missing and why, and whose fault that is."""
     own = {kernel.provider: {"tolerance": dict(kernel.tolerance), "opt_in": kernel.opt_in} for kernel in kernels}
     one: dict[str, Any] = {"kind": "kernels", "name": op, "config": [], "providers": [row | own[row["provider"]] for row in rows]}
+    faults = []
     for kernel in kernels:
         if kernel.reference:
-            fn = kernel.load()
-            signature = re.sub(r"(: |-> )(['\"])(.*?)\2", r"\1\3", str(inspect.signature(fn)))  # annotations are strings
-            one |= {"signature": op + signature, "doc": inspect.cleandoc(fn.__doc__ or "")}
-            one |= {"cases": [case.name for case in kernel.cases()]}
-    return one
+            for what, tell in (("load", _formula), ("cases", _cases)):
+                try:
+                    one |= tell(kernel)
+                except Exception as error:
+                    row = next(row for row in rows if row["provider"] == kernel.provider)
+                    faults.append(f"{what} of {row['name']} ({row['distribution']} {row['version']}) raises {in_words(error)}")
+    if not any(kernel.reference for kernel in kernels):
+        faults.append(f"kernel op {op!r} has no reference, so nothing can call it")
+    return one | ({"faults": faults} if faults else {})
+
+
+def _formula(reference: Kernel) -> dict[str, Any]:
+    fn = reference.load()
+    signature = re.sub(r"(: |-> )(['\"])(.*?)\2", r"\1\3", str(inspect.signature(fn)))  # annotations are strings
+    return {"signature": reference.op + signature, "doc": inspect.cleandoc(fn.__doc__ or "")}
+
+
+def _cases(reference: Kernel) -> dict[str, Any]:
+    return {"cases": [case.name for case in reference.cases()]}
 
 
 def settings(config: type[BaseModel], prefix: str = "") -> list[dict[str, Any]]:
@@ -164,6 +181,8 @@ def _print_op(one: Mapping[str, Any]) -> None:
     print_table((*columns, "tolerance"), rows)
     if "cases" in one:
         typer.echo(f"\n{'cases':13} {', '.join(one['cases']) or 'none: nothing proves it'}")
+    for fault in one.get("faults", ()):
+        typer.echo(f"\n{'fault':13} {fault}")
 
 
 def _line(what: str, value: Any) -> str:

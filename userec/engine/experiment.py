@@ -55,7 +55,7 @@ class TrainConfig(Config):
     @classmethod
     def _no_half(cls, value: Any) -> Any:
         if value in ("fp16", "float16", "half", 16):
-            told = "fp16 is 30 to 100 times slower than fp32 on a CPU, and elsewhere it needs a scaled loss: take fp32 or bf16"
+            told = "fp16 is far slower than fp32 on a CPU, and elsewhere it needs a scaled loss: take fp32 or bf16"
             raise PydanticCustomError("no_half", "{told}", {"told": told})
         return value
 

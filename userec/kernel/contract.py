@@ -23,11 +23,12 @@ class Request:
     device: str = "cpu"
     dtype: str = "float32"
     dims: tuple[tuple[str, int], ...] = ()
-    """(("q", 64), ...): the last axis of each floating tensor of two axes or more; batch and length are no facts."""
+    """(("q", 64), ...): the last axis of floating tensors of two axes or more, where it is a width; batch and length are none."""
     flags: frozenset[str] = frozenset()
-    """Names of all arguments that are switched on, words as `reduction=mean`, and `needs_grad`."""
+    """Names of all arguments that are given or switched on, words as `reduction=mean`, and `needs_grad`. Of a tensor and of a
+    whole number the name alone: `max_len` is there, its value is no fact."""
     cc: int | None = None
-    """Compute capability of the CUDA device, 90 for 9.0."""
+    """Compute capability of the CUDA device, 90 for 9.0; None on a machine without one, also where it is asked about cuda."""
 
 
 @dataclass(frozen=True)
@@ -100,3 +101,5 @@ class Kernel:
     """Of the reference: the calls by which every provider is proved."""
     cost: Callable[[Mapping[str, Any]], Cost] | None = None
     """Of the reference: what a call with those arguments costs."""
+    lengths: tuple[str, ...] = ()
+    """Of the reference: floating arguments whose last axis is a length, a batch or a count, so no width for `Request.dims`."""

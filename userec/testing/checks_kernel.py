@@ -6,6 +6,7 @@ from __future__ import annotations
 import inspect
 import math
 from collections.abc import Callable, Iterable, Sequence
+from dataclasses import replace
 from typing import Any, Final
 
 import torch
@@ -111,6 +112,7 @@ def kernel_checks(cls: Sequence[Kernel], settings: dict[str, Any], plugins: Call
     reference = next((kernel for kernel in cls if kernel.reference), None)
     if reference is None:  # check_op tells
         return
+    cls = [replace(kernel, lengths=reference.lengths) for kernel in cls]
     names = settings.get("cases")
     cases = [case for case in reference.cases() if names is None or case.name in names]
     for kernel in cls:

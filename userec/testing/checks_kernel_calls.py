@@ -182,7 +182,7 @@ def calls(kernel: Kernel, device: str, dtype: str, cases: Sequence[Case]) -> Ite
             name: x.to(device, getattr(torch, dtype) if x.is_floating_point() else None) if isinstance(x, Tensor) else x
             for name, x in made.items()
         }
-        if isinstance(kernel.supports(request_of(kernel.op, arguments)), Yes):
+        if isinstance(kernel.supports(request_of(kernel.op, arguments, kernel.lengths)), Yes):
             yield case, arguments
 
 
