@@ -78,7 +78,7 @@ def test_a_built_in_op_shows_its_formula_signature_limits_and_cases(userec: Any,
     out = userec("show", "hstu_attention")[1]
     assert "  O_i = sum_{j <= i} silu(" in out
     assert "\nhstu_attention(q: Tensor, k: Tensor, v: Tensor, offsets: Tensor, position_table: Tensor | None = None, " in out
-    assert re.search(r"^compiled +userec .* priority 50, opt-in +float64 1e-12, float32 1e-05, bfloat16 0.01$", out, re.MULTILINE)
+    assert re.search(r"^compiled +userec .* priority 50, opt-in +float32 1e-05$", out, re.MULTILINE)
     assert "\ncases         edges, blocks, " in out
     (one,) = json.loads(userec("show", "hstu_attention", "--json")[1])
     assert one["signature"].endswith("scale: float = 1.0) -> Tensor")
