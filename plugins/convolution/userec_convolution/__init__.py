@@ -1,0 +1,14 @@
+"""Convolutions over the sequence of items: Caser, NextItNet."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+from userec.encoder.contract import Encoder
+from userec.markers import hookimpl
+
+
+@hookimpl
+def userec_encoders() -> Iterable[type[Encoder]]:
+    """The models."""
+    return []
