@@ -105,8 +105,8 @@ def test_a_row_is_named_by_its_file(made, stem, encoder, dataset, name, label):
 
 def test_seeds_are_one_row_with_mean_range_and_interval(page):
     text, rows = page(
-        sasrec_movielens_1m=result(0.18, seed=1, train_s=100),
-        sasrec_movielens_1m_seed3=result(0.19, seed=3, train_s=120),
+        sasrec_movielens_1m=result(0.19, seed=1, train_s=100),
+        sasrec_movielens_1m_seed3=result(0.18, seed=3, train_s=120),
         sasrec_movielens_1m_seed2=result(0.17, seed=2, train_s=500, epochs=50),
         gsasrec_movielens_1m_seed1=result(0.2, dim=128),
     )

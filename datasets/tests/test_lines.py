@@ -64,11 +64,11 @@ BAD = {
 }
 
 
-@pytest.mark.parametrize("suffix", ["", ".gz"])
+@pytest.mark.parametrize(("suffix", "more"), [("", ""), (".gz", ""), ("", "nor this\n")])
 @pytest.mark.parametrize("name", BAD)
-def test_the_first_bad_line_is_named(tmp_path: Path, name: str, suffix: str) -> None:
+def test_the_first_bad_line_is_named(tmp_path: Path, name: str, suffix: str, more: str) -> None:
     bad, says = BAD[name]
-    content = "\ufeff1 2\n\n3 4\n".encode() + bad.encode("latin-1" if "byte" in name else "utf-8") + b"\nnor this\n"
+    content = "\ufeff1 2\n\n3 4\n".encode() + bad.encode("latin-1" if "byte" in name else "utf-8") + b"\n5 6\n" + more.encode()
     path = tmp_path / f"x.txt{suffix}"
     path.write_bytes(gzip.compress(content) if suffix else content)
     with pytest.raises(UserError) as told:
