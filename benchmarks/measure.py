@@ -3,7 +3,8 @@
     python benchmarks/measure.py sasrec-ml1m -- --model sasrec --dataset movielens-1m --data-dir ../shared/data --seed 1
 
 writes benchmarks/results/sasrec-ml1m.json. The run's folder is benchmarks/.work/NAME; with `--resume` among the words a run
-that was cut goes on there, and the result says so: its `wall_s` is then of the last part alone."""
+that was cut goes on there, and the result says so: its `wall_s` is then of the last part alone. `--beside "why"` before the `--`
+does not wait for the machine to be free: the result says why, and the page shows no times of it."""
 
 from __future__ import annotations
 
@@ -67,33 +68,45 @@ def publish(name: str, about: str | None, figures: Callable[[Path], dict[str, An
     del lock
 
 
-def main() -> int:
+def parsed(given: list[str]) -> argparse.Namespace:
+    """`name`, `beside` (None = alone) and `words`, what stands behind `--`."""
+    cut = given.index("--") if "--" in given else len(given)
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("name", help="of the result file, MODEL-DATASET-seedN or MODEL-SETTING-DATASET-seedN")
+    parser.add_argument("--beside", metavar="WHY", help="run beside other work, without the lock; the result has no times")
+    asked = parser.parse_args(given[:cut])
+    asked.words = given[cut + 1 :]
+    if not asked.words:
+        parser.error("what `userec run` is to do stands behind `--`")
+    return asked
+
+
+def main(given: list[str]) -> int:
     """Measure one run."""
-    if len(sys.argv) < 4 or sys.argv[2] != "--":
-        print(__doc__, file=sys.stderr)
-        return 2
-    name, words = sys.argv[1], sys.argv[3:]
-    lock = alone()
-    out = WORK / name
+    asked = parsed(given)
+    lock = alone() if asked.beside is None else None
+    out = WORK / asked.name
+    out.parent.mkdir(exist_ok=True)
     before = commit()
     began = time.monotonic()
-    done = subprocess.run([sys.executable, "-m", "userec", "run", *words, "--out", str(out)], cwd=HERE.parent, check=False)
+    done = subprocess.run([sys.executable, "-m", "userec", "run", *asked.words, "--out", str(out)], cwd=HERE.parent, check=False)
     if done.returncode:
         return done.returncode
     report = json.loads((out / "report.json").read_text())
     about = {
-        "command": shlex.join(["userec", "run", *(word for word in words if word != "--resume")]),
-        "resumed": "--resume" in words,
+        "command": shlex.join(["userec", "run", *(word for word in asked.words if word != "--resume")]),
+        "resumed": "--resume" in asked.words,
+        **({} if asked.beside is None else {"beside": asked.beside}),
         "commit": before,
         "machine": machine(),
         "wall_s": round(time.monotonic() - began, 1),
         "seed": report["experiment"]["seed"],
     }
     RESULTS.mkdir(exist_ok=True)
-    (RESULTS / f"{name}.json").write_text(json.dumps({**about, "report": report}, indent=1) + "\n", encoding="utf-8")
+    (RESULTS / f"{asked.name}.json").write_text(json.dumps({**about, "report": report}, indent=1) + "\n", encoding="utf-8")
     del lock
     return 0
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(main(sys.argv[1:]))

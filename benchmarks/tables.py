@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Any
+
+from quality import Run, cell, compared, find, grouped, load, test
 
 HERE = Path(__file__).parent
 PAGE = HERE.parent / "docs" / "results.md"
@@ -15,6 +16,7 @@ Made by `python benchmarks/tables.py` from the files in `benchmarks/results/`; d
 that made it. Metrics are on the test split, with 95 % bootstrap intervals over users; what each means is in
 [evaluation.md](evaluation.md). A data set called `NAME@sample` is the embedded *generated* sample and says nothing about the
 real data.
+What the other evaluators say of runs that differ in their seed alone is of the first seed.
 """
 
 SHOWN = {
@@ -26,40 +28,22 @@ SHOWN = {
 """Evaluators beside `ranking`, and which of their metrics the page shows; the reports have all."""
 
 
-def cell(row: dict[str, Any] | None) -> str:
-    """Value and interval."""
-    if row is None or row["value"] is None:
-        return "-"
-    return f"{row['value']:.4f} [{row['low']:.4f}, {row['high']:.4f}]" if row["low"] is not None else f"{row['value']:.4f}"
-
-
-def find(rows: list[dict[str, Any]], metric: str) -> dict[str, Any] | None:
-    """The test row of that ranking metric, of all users."""
-    return next((row for row in test(rows, "ranking") if row["metric"] == metric), None)
-
-
-def test(rows: list[dict[str, Any]], evaluator: str) -> list[dict[str, Any]]:
-    """The evaluator's test rows of all users."""
-    return [row for row in rows if row["evaluator"] == evaluator and row["split"] == "test" and "slice" not in row]
-
-
-def quality(files: list[Path]) -> list[str]:
-    """One row a kept run that ranks."""
+def others(runs: list[Run]) -> list[str]:
+    """One row a kept run that ranks and is of no protocol with a table of its own."""
     lines = [
-        "## Ranking: the whole catalogue",
+        "## Ranking: other splits and data",
         "",
         "| model | data set | split | NDCG@10 | HR@10 | popularity NDCG@10 | n | train s | all s | peak MB | target hash |",
         "|---|---|---|---|---|---|---|---|---|---|---|",
     ]
-    for file in files:
-        kept = json.loads(file.read_text(encoding="utf-8"))
-        report = kept["report"]
+    for run in runs:
+        kept, report = run.kept, run.report
         ndcg, hr = find(report["metrics"], "ndcg@10"), find(report["metrics"], "hr@10")
         if ndcg is None:
             continue
         split = report["dataset"]["split"]
         leaky = {True: ", leaky", False: "", None: ", no times"}[split["leaky"]]
-        names = (report["experiment"]["encoder"]["name"], report["dataset"]["name"], split["name"] + leaky)
+        names = (run.encoder, run.dataset, split["name"] + leaky)
         metrics = (cell(ndcg), cell(hr), cell(find(report["baselines"], "ndcg@10")), ndcg["n"])
         seconds = [f"{value:.0f}" for value in (report["timing"]["train_s"], kept["wall_s"])]
         if kept["resumed"]:
@@ -69,30 +53,28 @@ def quality(files: list[Path]) -> list[str]:
     return [*lines, ""]
 
 
-def judged(files: list[Path], evaluator: str) -> list[str]:
-    """One row a metric of a kept run, its baselines beside it."""
-    reports = [json.loads(file.read_text(encoding="utf-8"))["report"] for file in files]
-    reports = [report for report in reports if test(report["metrics"], evaluator)]
-    if not reports:
+def judged(runs: list[Run], evaluator: str) -> list[str]:
+    """One row a metric of a kept run, its baselines beside it; of runs that differ in their seed alone, the first."""
+    first = [group[0] for group in grouped(run for run in runs if test(run.report["metrics"], evaluator))]
+    if not first:
         return []
-    names = list(dict.fromkeys(row["encoder"] for report in reports for row in test(report["baselines"], evaluator)))
+    names = list(dict.fromkeys(row["encoder"] for run in first for row in test(run.report["baselines"], evaluator)))
     columns = ("model", "data set", "task", "metric", "value", *names, "n")
     lines = [f"## {evaluator}", "", f"| {' | '.join(columns)} |", "|---" * len(columns) + "|"]
-    for report in reports:
-        beside = {(row["encoder"], row["task"], row["metric"]): row for row in test(report["baselines"], evaluator)}
-        for row in test(report["metrics"], evaluator):
+    for run in first:
+        beside = {(row["encoder"], row["task"], row["metric"]): row for row in test(run.report["baselines"], evaluator)}
+        for row in test(run.report["metrics"], evaluator):
             if row["metric"].partition("~")[0] in SHOWN[evaluator]:
-                others = [cell(beside.get((name, row["task"], row["metric"]))) for name in names]
-                about = (report["experiment"]["encoder"]["name"], report["dataset"]["name"], row["task"], row["metric"])
-                lines.append("| " + " | ".join(map(str, (*about, cell(row), *others, row["n"]))) + " |")
+                values = [cell(beside.get((name, row["task"], row["metric"]))) for name in names]
+                about = (run.label, run.dataset, row["task"], row["metric"])
+                lines.append("| " + " | ".join(map(str, (*about, cell(row), *values, row["n"]))) + " |")
     return [*lines, ""]
 
 
-def commands(files: list[Path]) -> list[str]:
+def commands(runs: list[Run]) -> list[str]:
     """What made each run."""
     lines = ["## Made by", ""]
-    for file in files:
-        kept = json.loads(file.read_text(encoding="utf-8"))
+    for kept in (run.kept for run in runs):
         beside = f"; no times: {kept['beside']}" if "beside" in kept else ""
         again = "; trained before, judged by `--resume`" if kept["resumed"] else ""
         lines.append(f"- `{kept['command']}` (seed {kept['seed']}, commit {kept['commit']}, {kept['machine']}{again}{beside})")
@@ -145,13 +127,13 @@ def kernels(file: Path) -> list[str]:
         lines.append("| " + " | ".join(map(str, (f"`{row['op']}`", row["what"], what, *figures))) + " |")
     held = kept["linear_cross_entropy_memory_mb"]
     lines += ["", "| what | plain | chosen | ratio | goal, at least |", "|---|---|---|---|---|"]
-    figures = (f"{held['plain']:.0f}", f"{held['chosen']:.0f}", f"{held['ratio']:.1f}")
-    lines.append(f"| `linear_cross_entropy`, memory that one training call adds, MB | {' | '.join(figures)} | 8 |")
+    memory = (f"{held['plain']:.0f}", f"{held['chosen']:.0f}", f"{held['ratio']:.1f}")
+    lines.append(f"| `linear_cross_entropy`, memory that one training call adds, MB | {' | '.join(memory)} | 8 |")
     lines += ["", "| a training step on MovieLens-1M, ms | before | plain forms now | now | times faster than before |"]
     lines.append("|---" * 5 + "|")
     for name, row in kept["training_step"].items():
-        figures = [f"{row[f'{side}_ms']:.0f}" for side in ("before", "plain", "now")]
-        lines.append(f"| `{name}`, its recipe | {' | '.join(figures)} | {row['before_ms'] / row['now_ms']:.2f} |")
+        times = [f"{row[f'{side}_ms']:.0f}" for side in ("before", "plain", "now")]
+        lines.append(f"| `{name}`, its recipe | {' | '.join(times)} | {row['before_ms'] / row['now_ms']:.2f} |")
     where = f"commit {kept['commit']}, {kept['machine']}, {kept['threads']} threads, torch {kept['torch']}"
     plain = "Plain: `USEREC_KERNELS=torch`, the padded or explicit form"
     return [
@@ -162,12 +144,11 @@ def kernels(file: Path) -> list[str]:
     ]
 
 
-def page() -> str:
-    """The whole page."""
-    results = HERE / "results"
-    runs = sorted(file for file in results.glob("*.json") if "report" in json.loads(file.read_text(encoding="utf-8")))
-    lines = [HEAD]
-    lines += quality(runs)
+def page(results: Path = HERE / "results") -> str:
+    """The whole page, of the result files in that folder."""
+    runs = load(sorted(results.glob("*.json")))
+    by_protocol, rest = compared(runs)
+    lines = [HEAD, *by_protocol, *others(rest)]
     lines += [line for evaluator in SHOWN for line in judged(runs, evaluator)]
     lines += commands(runs)
     for name, table in (("spine.json", speed), ("din-ranking.json", walk), ("kernels.json", kernels)):

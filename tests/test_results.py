@@ -1,13 +1,243 @@
-"""docs/results.md says what the committed results say."""
+"""docs/results.md says what the committed results say; the generator groups, averages and compares as it promises."""
 
-import importlib.util
+import importlib
+import json
+import subprocess
 from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
 
 ROOT = Path(__file__).parent.parent
+HASH = "0123456789abcdef"
 
 
-def test_the_page_is_made_from_the_results():
-    spec = importlib.util.spec_from_file_location("tables", ROOT / "benchmarks" / "tables.py")
-    tables = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(tables)
-    assert (ROOT / "docs" / "results.md").read_text(encoding="utf-8") == tables.page(), "run `python benchmarks/tables.py`"
+@pytest.fixture(scope="module")
+def made():
+    """The modules of benchmarks/ by name."""
+    names = ("measure", "published", "quality", "tables")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.syspath_prepend(str(ROOT / "benchmarks"))
+        yield SimpleNamespace(**{name: importlib.import_module(name) for name in names})
+
+
+def metric(name, value, width=0.01, encoder=None, evaluator="ranking", items=3706):
+    row = {"evaluator": evaluator, "task": "next", "split": "test", "metric": name, "value": value, "n": 6040}
+    bounds = {"low": value - width, "high": value + width, "definition": f"{name}[catalogue=full({items}),mean=users]"}
+    return row | bounds | ({"encoder": encoder} if encoder else {})
+
+
+def result(ndcg, seed=1, encoder="sasrec", dataset="movielens-1m", split="leave_last", **changed):
+    """A small committed result; `changed` overrides dim, train_s, epochs, target_hash, items, beside and popular."""
+    items = changed.get("items", 3706)
+    baselines = [
+        metric("ndcg@10", 0.5, encoder="category_seen"),
+        metric("ndcg@10", changed.get("popular", 0.02), encoder="popularity"),
+    ]
+    report = {
+        "experiment": {
+            "dataset": {"name": dataset},
+            "encoder": {"name": encoder, "dim": changed.get("dim", 64), **changed.get("later", {})},
+            "objective": {"name": "next_item"},
+            "split": {"name": split},
+            "batch": {"rows": 8},
+            "train": {"lr": 0.001, "checkpoint_seconds": seed},
+        },
+        "dataset": {
+            "name": dataset,
+            "target_hash": changed.get("target_hash", HASH),
+            "split": {"name": split, "leaky": None},
+        },
+        "metrics": [
+            metric("ndcg@10", ndcg, items=items),
+            metric("hr@10", 2 * ndcg),
+            metric("auc~uniform1", 0.9, evaluator="click"),
+        ],
+        "baselines": baselines,
+        "timing": {"train_s": changed.get("train_s", 100), "targets_per_s": 1000.4, "epochs": changed.get("epochs", 60)},
+        "peak_rss_mb": 7.0,
+    }
+    about = {
+        "command": f"userec run --model {encoder}",
+        "resumed": False,
+        "commit": "c",
+        "machine": "m",
+        "wall_s": 200,
+        "seed": seed,
+    }
+    return about | ({"beside": changed["beside"]} if "beside" in changed else {}) | {"report": report}
+
+
+@pytest.fixture
+def page(made, tmp_path):
+    """The page of these results, {stem: result}; and the cells of a row of it by its label."""
+
+    def of(**results):
+        for stem, content in results.items():
+            (tmp_path / f"{stem.replace('_', '-')}.json").write_text(json.dumps(content))
+        text = made.tables.page(tmp_path)
+        rows = [[cell.strip() for cell in line.strip("|").split("|")] for line in text.splitlines() if line.startswith("| ")]
+        return text, {row[0]: row for row in reversed(rows)}
+
+    return of
+
+
+def test_the_page_is_made_from_the_results(made):
+    assert (ROOT / "docs" / "results.md").read_text(encoding="utf-8") == made.tables.page(), "run `python benchmarks/tables.py`"
+
+
+@pytest.mark.parametrize(
+    ("stem", "encoder", "dataset", "name", "label"),
+    [
+        ("sasrec-movielens-1m", "sasrec", "movielens-1m", "sasrec", "sasrec"),
+        ("sasrec-movielens-1m-seed12", "sasrec", "movielens-1m", "sasrec", "sasrec"),
+        ("gsasrec-movielens-1m-seed2", "sasrec", "movielens-1m", "gsasrec", "gsasrec (sasrec)"),
+        ("hstu-untimed-beauty-seed1", "hstu", "beauty", "hstu-untimed", "hstu-untimed"),
+        ("hstu-beauty-untimed-seed1", "hstu", "beauty", "hstu-untimed", "hstu-untimed"),
+        ("din-taobao-buy", "din", "taobao", "din-buy", "din-buy"),
+        ("sasrec-amazon-grocery", "sasrec", "train", "sasrec", "sasrec"),
+    ],
+)
+def test_a_row_is_named_by_its_file(made, stem, encoder, dataset, name, label):
+    run = made.quality.Run(stem, result(0.1, encoder=encoder, dataset=dataset))
+    assert (run.name, run.label) == (name, label)
+
+
+def test_seeds_are_one_row_with_mean_range_and_interval(page):
+    text, rows = page(
+        sasrec_movielens_1m=result(0.19, seed=1, train_s=100),
+        sasrec_movielens_1m_seed3=result(0.18, seed=3, train_s=120),
+        sasrec_movielens_1m_seed2=result(0.17, seed=2, train_s=500, epochs=50),
+        gsasrec_movielens_1m_seed1=result(0.2, dim=128),
+    )
+    row = rows["sasrec"]
+    assert row[1:4] == ["1, 2, 3", "0.1800 (0.1700 to 0.1900) [0.1700, 0.1900]", "0.3600 (0.3400 to 0.3800) [0.3500, 0.3700]"]
+    assert row[4:10] == ["0.0200 [0.0100, 0.0300]", "6,040", "3,706", "120", "1,000", "50 to 60"]
+    assert rows["gsasrec (sasrec)"][1:3] == ["1 (n=1)", "0.2000 [0.1900, 0.2100]"]
+    assert text.index("| gsasrec (sasrec) | 1") < text.index("| sasrec | 1, 2, 3")  # the best first
+    assert text.count("| sasrec | movielens-1m | next | auc~uniform1") == 1  # of several seeds the first
+
+
+def test_published_values_stand_beside_with_items_protocol_and_source(page):
+    _, rows = page(
+        sasrec_movielens_1m=result(0.18),
+        newest_movielens_1m=result(0.1, encoder="newest"),
+        hstu_movielens_1m=result(0.2, encoder="hstu"),
+    )
+    assert rows["sasrec"][10].startswith("NDCG@10 0.1821, HR@10 0.3152<br>")
+    assert rows["sasrec"][11] == "3,416<br>3,416"
+    assert "cross-entropy over all items: antklen's repository" in rows["sasrec"][12]
+    assert rows["newest"][10:] == ["none known in this protocol", "-", "-"]
+    assert rows["hstu"][11] == "not told<br>3,706"
+
+
+def test_times_of_runs_that_had_company_do_not_count(page):
+    text, rows = page(
+        sasrec_movielens_1m_seed1=result(0.18, seed=1, train_s=900, beside="two trainings at once"),
+        sasrec_movielens_1m_seed2=result(0.18, seed=2, train_s=100),
+        hstu_movielens_1m=result(0.2, encoder="hstu", beside="two trainings at once"),
+    )
+    assert rows["sasrec"][7] == "100"
+    assert rows["hstu"][7:10] == ["-", "-", "60"]
+    assert text.count("no times: two trainings at once") == 2
+
+
+def test_what_was_asked_otherwise_stands_in_another_table(page):
+    other = "fedcba9876543210"
+    text, _ = page(
+        sasrec_movielens_1m=result(0.18),
+        markov_movielens_1m=result(0.1, encoder="markov", target_hash=other),
+        prme_movielens_1m=result(0.1, encoder="prme", items=3416),
+    )
+    assert text.count("Target hash `") == 3
+    assert text.index(HASH) < text.index("| sasrec | 1 (n=1)") < text.index(other) < text.index("| markov | 1 (n=1)")
+    assert (
+        "| prme | 1 (n=1) | 0.1000 [0.0900, 0.1100] | 0.2000 [0.1900, 0.2100] | 0.0200 [0.0100, 0.0300] | 6,040 | 3,416 |" in text
+    )
+
+
+def test_sections_follow_data_set_and_split_and_the_rest_is_as_before(page):
+    text, _ = page(
+        sasrec_diginetica=result(0.18, dataset="diginetica", split="given"),
+        sasrec_beauty=result(0.05, dataset="beauty"),
+        sasrec_movielens_100k=result(0.05, dataset="movielens-100k"),
+        sasrec_taobao=result(0.05, dataset="taobao"),
+        markov_movielens_1m=result(0.05, encoder="markov", split="by_time"),
+    )
+    heads = [line for line in text.splitlines() if line.startswith("## Ranking")]
+    assert heads == [
+        "## Ranking: MovieLens-100K, leave-one-out",
+        "## Ranking: Beauty, leave-one-out",
+        "## Ranking: Diginetica, the given split",
+        "## Ranking: other splits and data",
+    ]
+    rest = text[text.index(heads[-1]) : text.index("## click")]
+    assert "| markov | movielens-1m | by_time, no times | 0.0500 [0.0400, 0.0600]" in rest
+    assert "| sasrec | taobao | leave_last, no times |" in rest
+    assert rest.count("\n| ") == 3
+    assert "| model | seeds | NDCG@10 | HR@10 | HR@20 | MAP@20 |" in text
+
+
+def test_a_missed_goal_and_a_value_no_better_than_popularity_are_told(page, made, monkeypatch):
+    results = {
+        "sasrec_movielens_1m": result(0.17),
+        "gsasrec_movielens_1m": result(0.17, dim=128),
+        "prme_beauty": result(0.03, 1, "prme", "beauty"),
+    }
+    text, _ = page(**results)
+    assert "- **sasrec**: NDCG@10 0.1700 misses the goal of 0.176; not explained yet.\n" in text
+    assert "- **gsasrec" not in text
+    assert "- **prme**: It does not beat popularity beyond the intervals.\n" in text
+    monkeypatch.setitem(made.published.NOTES, ("sasrec", "movielens-1m"), "The schedule ends early.")
+    text, _ = page(**results)
+    assert "- **sasrec**: NDCG@10 0.1700 misses the goal of 0.176. The schedule ends early.\n" in text
+
+
+def test_results_of_one_row_differ_in_their_seed_alone(page):
+    with pytest.raises(ValueError, match=r"sasrec-movielens-1m and sasrec-movielens-1m-seed1 have the same seed, 1: remove one"):
+        page(sasrec_movielens_1m=result(0.18), sasrec_movielens_1m_seed1=result(0.18))
+
+
+def test_another_setting_under_the_same_name_is_refused_and_one_that_came_later_is_not(page):
+    page(sasrec_movielens_1m_seed1=result(0.18, 1), sasrec_movielens_1m_seed2=result(0.18, 2, later={"bias": True}))
+    with pytest.raises(ValueError, match=r"differ in encoder.dim: name the setting"):
+        page(sasrec_movielens_1m_seed3=result(0.18, 3, dim=128))
+
+
+def test_published_and_goals_name_data_sets_with_a_section(made):
+    known = {protocol.dataset for protocol in made.quality.PROTOCOLS}
+    assert {one.dataset for one in made.published.PUBLISHED} <= known
+    assert {dataset for _, dataset in (*made.published.GOALS, *made.published.NOTES)} <= known
+
+
+@pytest.mark.parametrize("beside", [None, "another training"])
+def test_measuring_takes_the_lock_unless_told_what_runs_beside(made, tmp_path, monkeypatch, beside):
+    locked, ran = [], []
+
+    def run(words, cwd, check):
+        ran.append(words[4:-2])
+        Path(words[-1]).mkdir()
+        (Path(words[-1]) / "report.json").write_text(json.dumps({"experiment": {"seed": 3}}))
+        return subprocess.CompletedProcess(words, 0)
+
+    monkeypatch.setattr(made.measure, "RESULTS", tmp_path / "results")
+    monkeypatch.setattr(made.measure, "WORK", tmp_path / "work")
+    monkeypatch.setattr(made.measure, "alone", lambda: locked.append(1))
+    monkeypatch.setattr(made.measure, "commit", lambda: "c")
+    monkeypatch.setattr(made.measure, "machine", lambda: "m")
+    monkeypatch.setattr(made.measure.subprocess, "run", run)
+    told = [] if beside is None else ["--beside", beside]
+    assert made.measure.main(["x-beauty-seed3", *told, "--", "--model", "x", "--resume"]) == 0
+    kept = json.loads((tmp_path / "results" / "x-beauty-seed3.json").read_text())
+    assert ran == [["--model", "x", "--resume"]]
+    assert bool(locked) == (beside is None)
+    assert kept.get("beside") == beside
+    assert (kept["command"], kept["resumed"], kept["seed"]) == ("userec run --model x", True, 3)
+
+
+@pytest.mark.parametrize("given", [[], ["name"], ["name", "--"], ["--beside", "--", "--model", "x"], ["name", "--model", "x"]])
+def test_measuring_nothing_is_refused(made, given, capsys):
+    with pytest.raises(SystemExit) as told:
+        made.measure.main(given)
+    assert told.value.code == 2
+    assert "usage" in capsys.readouterr().err

@@ -1,0 +1,95 @@
+"""What others published, what this project set itself, and why a goal was missed; read by `quality.py`. Facts only.
+
+A row of ours is named as its result file is, without data set and seed: `gsasrec-movielens-1m-seed2.json` is `gsasrec`.
+All values are of full ranking. "From memory" marks what was not read again in its source."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Final
+
+
+@dataclass(frozen=True)
+class Published:
+    """One value of somebody else's, for one of our rows."""
+
+    model: str
+    dataset: str
+    values: str
+    items: int | None
+    """How many items were ranked; None = the source does not tell."""
+    protocol: str
+    source: str
+
+
+BERT4REC_FILE: Final = "leave-one-out, items with five ratings or more (BERT4Rec's file)"
+ALL: Final = "leave-one-out, all items, no validation part, unstable sort"
+STABLE: Final = "leave-one-out, ties in the file's order"
+SAME: Final = "leave-one-out, the same file"
+LARGER: Final = "leave-one-out, BERT4Rec's larger file"
+TIGER: Final = "S3-Rec's runs, quoted by TIGER; from memory"
+ANTKLEN: Final = "antklen's repository"
+
+_Row = tuple[str, float, float, int | None, str, str]
+
+
+def _both(ndcg: float, hr: float) -> str:
+    return f"NDCG@10 {ndcg:.4f}, HR@10 {hr:.4f}"
+
+
+def _twenty(hr: float, mrr: float) -> str:
+    return f"HR@20 {hr:.4f}, MRR@20 {mrr:.4f}"
+
+
+_ONE_M: Final[tuple[_Row, ...]] = (
+    ("sasrec", 0.1821, 0.3152, 3416, f"{BERT4REC_FILE}; cross-entropy over all items", ANTKLEN),
+    ("sasrec", 0.1341, 0.2500, 3416, f"{BERT4REC_FILE}; binary cross-entropy, one negative", ANTKLEN),
+    ("gsasrec", 0.1726, 0.3003, 3416, f"{BERT4REC_FILE}; 256 negatives, t = 0.75, width 128", "gSASRec-pytorch"),
+    ("gru4rec", 0.1648, 0.2811, 3416, f"{BERT4REC_FILE}; cross-entropy over all items, width 64", "antklen, quoted by Meta"),
+    ("bert4rec", 0.1537, 0.2843, 3416, BERT4REC_FILE, ANTKLEN),
+    ("bert4rec", 0.1516, 0.2821, 3416, BERT4REC_FILE, "Petrov's reproduction"),
+    ("hstu", 0.1880, 0.3226, None, STABLE, "RecTools' HSTU tutorial"),
+    ("hstu", 0.1720, 0.3097, 3706, ALL, "Meta's repository"),
+    ("hstu-untimed", 0.1718, 0.3023, None, f"{STABLE}; position bias only", "RecTools' HSTU tutorial"),
+    ("hstu-large", 0.2164, 0.3642, None, STABLE, "RecTools' HSTU tutorial"),
+    ("hstu-large", 0.1893, 0.3294, 3706, ALL, "Meta's repository"),
+)
+_BEAUTY: Final[tuple[_Row, ...]] = (
+    ("sasrec", 0.0318, 0.0605, 12101, SAME, TIGER),
+    ("sasrec", 0.0327, 0.0533, 54542, f"{LARGER}; cross-entropy over all items", f"{ANTKLEN}; its items from memory"),
+    ("gru4rec", 0.0137, 0.0283, 12101, SAME, TIGER),
+    ("bert4rec", 0.0170, 0.0347, 12101, SAME, TIGER),
+    ("bert4rec", 0.0187, 0.0338, 54542, LARGER, f"{ANTKLEN}; its items from memory"),
+    ("caser", 0.0176, 0.0347, 12101, SAME, TIGER),
+)
+_DIGINETICA: Final[tuple[_Row, ...]] = (
+    ("gru4rec", 0.2945, 0.0833, 43097, "the same cut and test lines", "SR-GNN's run of GRU4Rec; from memory"),
+)
+
+PUBLISHED: Final = (
+    *(
+        Published(model, "movielens-1m", _both(ndcg, hr), items, protocol, source)
+        for model, ndcg, hr, items, protocol, source in _ONE_M
+    ),
+    *(
+        Published(model, "beauty", _both(ndcg, hr), items, protocol, source)
+        for model, ndcg, hr, items, protocol, source in _BEAUTY
+    ),
+    *(
+        Published(model, "diginetica", _twenty(hr, mrr), items, protocol, source)
+        for model, hr, mrr, items, protocol, source in _DIGINETICA
+    ),
+)
+
+GOALS: Final = {
+    ("sasrec", "movielens-1m"): 0.176,
+    ("gsasrec", "movielens-1m"): 0.168,
+    ("gru4rec", "movielens-1m"): 0.160,
+    ("bert4rec", "movielens-1m"): 0.150,
+    ("nextitnet", "movielens-1m"): 0.14,
+    ("hstu", "movielens-1m"): 0.180,
+}
+"""(row, data set): the test NDCG@10 that it must reach, mean over its seeds."""
+
+NOTES: Final[dict[tuple[str, str], str]] = {}
+"""(row, data set): a sentence on why its goal is missed, or on anything else that a reader must know."""

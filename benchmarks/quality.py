@@ -1,0 +1,260 @@
+"""The ranking tables of docs/results.md: one a protocol, a row a model over its seeds, published values beside.
+
+A result file is named MODEL-DATASET.json or MODEL-SETTING-DATASET-seedN.json; what is left without data set and seed names the
+row. Results of one row differ in their seed alone, or this raises ValueError."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Iterable
+from dataclasses import dataclass
+from functools import cached_property
+from itertools import pairwise
+from pathlib import Path
+from statistics import mean, median
+from typing import Any, Final
+
+from published import GOALS, NOTES, PUBLISHED
+
+
+@dataclass(frozen=True)
+class Run:
+    """One committed result of `userec run`."""
+
+    stem: str
+    kept: dict[str, Any]
+
+    @cached_property
+    def report(self) -> dict[str, Any]:
+        """As `userec run` wrote it."""
+        report: dict[str, Any] = self.kept["report"]
+        return report
+
+    @property
+    def dataset(self) -> str:
+        """Its name."""
+        return str(self.report["dataset"]["name"])
+
+    @property
+    def encoder(self) -> str:
+        """Its name."""
+        return str(self.report["experiment"]["encoder"]["name"])
+
+    @property
+    def split(self) -> str:
+        """Its name."""
+        return str(self.report["dataset"]["split"]["name"])
+
+    @property
+    def asked(self) -> tuple[str, str]:
+        """The hash of the targets and the definition of NDCG@10, if any: where both are equal, values compare."""
+        row = find(self.report["metrics"], "ndcg@10")
+        return str(self.report["dataset"]["target_hash"]), row["definition"] if row else ""
+
+    @property
+    def name(self) -> str:
+        """The model and, where the file's name has one, its setting."""
+        stem = re.sub(r"-seed\d+$", "", self.stem)
+        name, named = re.subn(rf"-{re.escape(self.dataset)}(?=-|$)", "", stem, count=1)
+        return name if named else self.encoder
+
+    @property
+    def label(self) -> str:
+        """The name, and the encoder where the name does not tell it."""
+        own = self.name == self.encoder or self.name.startswith(f"{self.encoder}-")
+        return self.name if own else f"{self.name} ({self.encoder})"
+
+
+@dataclass(frozen=True)
+class Protocol:
+    """Which runs are compared with one another, and by what."""
+
+    title: str
+    dataset: str
+    split: str
+    says: str
+    metrics: tuple[str, ...] = ("ndcg@10", "hr@10")
+
+
+PROTOCOLS: Final = (
+    Protocol(
+        "MovieLens-1M, leave-one-out",
+        "movielens-1m",
+        "leave_last",
+        "All 3,706 rated items are ranked. Published SASRec, BERT4Rec, GRU4Rec and gSASRec values are of a file of 3,416 items, "
+        "those with five ratings or more: fewer to rank against. Neighbouring events often share their second; ours keep "
+        "the file's order.",
+    ),
+    Protocol("MovieLens-100K, leave-one-out", "movielens-100k", "leave_last", "All 1,682 rated items are ranked."),
+    Protocol(
+        "Beauty, leave-one-out",
+        "beauty",
+        "leave_last",
+        "S3-Rec's file: 12,101 items, five reviews at least of each user and item. Other cuts of Amazon Beauty do not compare.",
+    ),
+    Protocol(
+        "Diginetica, the given split",
+        "diginetica",
+        "given",
+        "Each of the 60,858 published test lines is one question; clicked items are ranked too. Of one target, MAP@20 is MRR@20.",
+        ("ndcg@10", "hr@10", "hr@20", "map@20"),
+    ),
+)
+
+READING: Final = """\
+The whole catalogue is ranked. A value is the mean over the seeds; of several, the least and the greatest stand in round brackets.
+Square brackets: the 95 % bootstrap interval over users, its bounds averaged over the seeds (all seeds have the same users, so
+more seeds do not narrow it). `n=1` marks a single seed. Times are medians over the runs that had the machine to themselves.
+"""
+
+
+def load(files: Iterable[Path]) -> list[Run]:
+    """The runs among the result files."""
+    kept = [(file.stem, json.loads(file.read_text(encoding="utf-8"))) for file in files]
+    return [Run(stem, content) for stem, content in kept if "report" in content]
+
+
+def cell(row: dict[str, Any] | None) -> str:
+    """Value and interval."""
+    if row is None or row["value"] is None:
+        return "-"
+    return f"{row['value']:.4f} [{row['low']:.4f}, {row['high']:.4f}]" if row["low"] is not None else f"{row['value']:.4f}"
+
+
+def test(rows: list[dict[str, Any]], evaluator: str) -> list[dict[str, Any]]:
+    """The evaluator's test rows of all users."""
+    return [row for row in rows if row["evaluator"] == evaluator and row["split"] == "test" and "slice" not in row]
+
+
+def find(rows: list[dict[str, Any]], metric: str) -> dict[str, Any] | None:
+    """The test row of that ranking metric, of all users; of baselines that of popularity."""
+    found = (row for row in test(rows, "ranking") if row["metric"] == metric)
+    return next((row for row in found if row.get("encoder", "popularity") == "popularity"), None)
+
+
+def grouped(runs: Iterable[Run]) -> list[list[Run]]:
+    """Runs that differ in their seed alone, by seed. Raises ValueError where a seed comes twice or a setting differs."""
+    groups: dict[tuple[str, ...], list[Run]] = {}
+    for run in runs:
+        key = (run.name, run.encoder, run.dataset, run.split, *run.asked)
+        groups.setdefault(key, []).append(run)
+    for group in groups.values():
+        group.sort(key=lambda run: (int(run.kept["seed"]), run.stem))
+        for one, other in pairwise(group):
+            if one.kept["seed"] == other.kept["seed"]:
+                raise ValueError(f"{one.stem} and {other.stem} have the same seed, {one.kept['seed']}: remove one")
+            if differing := differences(one, other):
+                raise ValueError(
+                    f"{one.stem} and {other.stem} are one row and differ in {', '.join(differing)}: name the setting"
+                )
+    return list(groups.values())
+
+
+def differences(one: Run, other: Run) -> list[str]:
+    """Settings of training that two runs both have and that differ. A setting that came later is in one of them alone."""
+    found = []
+    for part in ("dataset", "encoder", "objective", "split", "batch", "train"):
+        first, second = (run.report["experiment"][part] for run in (one, other))
+        shared = (first.keys() & second.keys()) - {"checkpoint_seconds"}
+        found += [f"{part}.{key}" for key in sorted(shared) if first[key] != second[key]]
+    return found
+
+
+def spread(group: list[Run], metric: str) -> str:
+    """The metric's mean over the seeds, their range where there are several, and the interval."""
+    rows = [row for run in group if (row := find(run.report["metrics"], metric)) is not None]
+    if not rows:
+        return "-"
+    values = [row["value"] for row in rows]
+    between = f" ({min(values):.4f} to {max(values):.4f})" if len(values) > 1 else ""
+    bounds = f" [{mean(row['low'] for row in rows):.4f}, {mean(row['high'] for row in rows):.4f}]"
+    return f"{mean(values):.4f}{between}{bounds if rows[0]['low'] is not None else ''}"
+
+
+def costs(group: list[Run]) -> tuple[str, str, str]:
+    """Training seconds and targets a second, `-` where every run had company, and epochs."""
+    alone = [run.report["timing"] for run in group if "beside" not in run.kept]
+    seconds, speed = ([timing[key] for timing in alone if timing.get(key)] for key in ("train_s", "targets_per_s"))
+    epochs = [run.report["timing"]["epochs"] for run in group]
+    return (
+        f"{median(seconds):,.0f}" if seconds else "-",
+        f"{median(speed):,.0f}" if speed else "-",
+        f"{median(epochs):g}" if len(set(epochs)) == 1 else f"{min(epochs)} to {max(epochs)}",
+    )
+
+
+def ranked(row: dict[str, Any]) -> str:
+    """How many items the metric's definition says were ranked."""
+    found = re.search(r"catalogue=\w+\((\d+)\)", row["definition"])
+    return f"{int(found[1]):,}" if found else "-"
+
+
+def beside(name: str, dataset: str) -> tuple[str, str, str]:
+    """Published values, their numbers of items, and protocol with source; a line each."""
+    found = [one for one in PUBLISHED if (one.model, one.dataset) == (name, dataset)]
+    if not found:
+        return "none known in this protocol", "-", "-"
+    items = (f"{one.items:,}" if one.items else "not told" for one in found)
+    return "<br>".join(one.values for one in found), "<br>".join(items), "<br>".join(f"{x.protocol}: {x.source}" for x in found)
+
+
+def value(group: list[Run], metric: str = "ndcg@10", bound: str = "value") -> float:
+    """The mean of the metric, or of one of its bounds, over the seeds."""
+    return mean(row[bound] for run in group if (row := find(run.report["metrics"], metric)) is not None)
+
+
+def remarks(groups: list[list[Run]]) -> list[str]:
+    """A line for each goal that is missed, each model that does not beat popularity, and each note."""
+    lines = []
+    for group in groups:
+        first = group[0]
+        key, says = (first.name, first.dataset), []
+        reached, goal = value(group), GOALS.get((first.name, first.dataset))
+        if goal is not None and reached < goal:
+            says.append(f"NDCG@10 {reached:.4f} misses the goal of {goal:.3f}{'' if key in NOTES else '; not explained yet'}.")
+        popular = find(first.report["baselines"], "ndcg@10")
+        if popular is not None and value(group, bound="low") <= popular["high"]:
+            says.append("It does not beat popularity beyond the intervals.")
+        if key in NOTES:
+            says.append(NOTES[key])
+        if says:
+            lines.append(f"- **{first.label}**: {' '.join(says)}")
+    return [*lines, ""] if lines else []
+
+
+def section(protocol: Protocol, runs: list[Run]) -> list[str]:
+    """A protocol's heading, and a table for all runs that compare; nothing where no run is of it."""
+    lines = [f"## Ranking: {protocol.title}", "", protocol.says, ""]
+    names = [metric.upper() for metric in protocol.metrics]
+    sides = ("popularity NDCG@10", "users", "items", "train s", "targets/s", "epochs")
+    columns = ("model", "seeds", *names, *sides, "published", "its items", "its protocol: source")
+    tables: dict[tuple[str, str], list[list[Run]]] = {}
+    for group in grouped(runs):
+        tables.setdefault(group[0].asked, []).append(group)
+    for (target_hash, definition), groups in sorted(tables.items()):
+        groups.sort(key=lambda group: (-value(group), group[0].name))
+        lines += [f"Target hash `{target_hash}`; `{definition}`.", "", f"| {' | '.join(columns)} |", "|---" * len(columns) + "|"]
+        for group in groups:
+            first = group[0]
+            seeds = ", ".join(str(run.kept["seed"]) for run in group) + (" (n=1)" if len(group) == 1 else "")
+            row = find(first.report["metrics"], "ndcg@10")
+            assert row is not None
+            metrics = [spread(group, metric) for metric in protocol.metrics]
+            popular = cell(find(first.report["baselines"], "ndcg@10"))
+            cells = (first.label, seeds, *metrics, popular, f"{row['n']:,}", ranked(row), *costs(group))
+            lines.append(f"| {' | '.join((*cells, *beside(first.name, first.dataset)))} |")
+        lines += ["", *remarks(groups)]
+    return lines if tables else []
+
+
+def compared(runs: list[Run]) -> tuple[list[str], list[Run]]:
+    """All protocols' sections, and the runs that are of none."""
+    ranking = [run for run in runs if find(run.report["metrics"], "ndcg@10") is not None]
+    by_protocol = {
+        protocol: [run for run in ranking if (run.dataset, run.split) == (protocol.dataset, protocol.split)]
+        for protocol in PROTOCOLS
+    }
+    taken = {run.stem for own in by_protocol.values() for run in own}
+    lines = [line for protocol, own in by_protocol.items() for line in section(protocol, own)]
+    return ([READING, *lines] if lines else []), [run for run in runs if run.stem not in taken]
