@@ -11,7 +11,7 @@ def test_contract(check: Check) -> None:
     check()
 
 
-@pytest.mark.parametrize("check", contract(HSTU, dim=8, query_dim=8, value_dim=8, layers=1, window=16, time="none"))
+@pytest.mark.parametrize("check", contract(HSTU, dim=8, query_dim=8, value_dim=8, layers=1, window=16, time="off"))
 def test_contract_without_times(check: Check) -> None:
     check()
 

@@ -16,6 +16,7 @@ from userec.builtin.next_item import NextItem
 from userec.dataset.events import code
 from userec.dataset.loader import Rows
 from userec.engine.compose import Builder
+from userec.engine.experiment import read_settings
 from userec.errors import UserError
 from userec.kernel.dispatch import Kernels
 from userec.registry import load
@@ -78,7 +79,7 @@ def by_hand(encoder: HSTU, items: list[int], times: list[int], asked: list[int])
 
     def bias(block: Any, i: int, j: int) -> float:
         found = float(block.position[i - j]) if config.position_bias else 0.0
-        if config.time != "none":
+        if config.time != "off":
             gap = max(asked[i] - times[j], 1)
             found += float(block.time[min(int(math.log(gap) / 0.301), 128)])
         return found
@@ -106,7 +107,7 @@ def by_hand(encoder: HSTU, items: list[int], times: list[int], asked: list[int])
     return [[a / math.sqrt(sum(b * b for b in row)) for a in row] for row in x]
 
 
-@pytest.mark.parametrize("settings", [{}, {"heads": 1, "layers": 3}, {"position_bias": False}, {"time": "none"}])
+@pytest.mark.parametrize("settings", [{}, {"heads": 1, "layers": 3}, {"position_bias": False}, {"time": "off"}])
 def test_the_equations(settings: dict[str, Any]) -> None:
     encoder = hstu(**settings)
     tokens = encoder.encode(history(ITEMS, TIMES, ASKED)).tokens
@@ -210,7 +211,7 @@ def test_an_evaluation_question_scores_as_the_same_position_in_training() -> Non
 
 
 def test_equal_times_are_the_ablation_without_times() -> None:
-    timed, untimed = hstu(), hstu(UNTIMED, time="none")
+    timed, untimed = hstu(), hstu(UNTIMED, time="off")
     with torch.no_grad():
         for block in timed.blocks:
             block.time[0] = 0
@@ -225,7 +226,7 @@ def test_equal_times_are_the_ablation_without_times() -> None:
 def test_what_is_read_follows_from_time() -> None:
     assert HSTU.reads == hstu().reads == {"item", "time", "asked.time"}
     assert hstu(time="events").reads == {"item", "time"}
-    assert hstu(time="none").reads == {"item"}
+    assert hstu(time="off").reads == {"item"}
     of_events = hstu(time="events")
     asked_otherwise = [[time + 999 for time in row] for row in ASKED]
     first, second = (of_events.encode(history(ITEMS, TIMES, asked)).tokens for asked in (ASKED, asked_otherwise))
@@ -235,9 +236,10 @@ def test_what_is_read_follows_from_time() -> None:
 
 @pytest.mark.parametrize("time", ["request", "events"])
 def test_data_without_times_is_refused_with_the_way_out(time: str) -> None:
-    with pytest.raises(UserError, match=r"'hstu' reads the times of events.*none.*encoder\.time=none"):
+    with pytest.raises(UserError, match=r"'hstu' reads the times of events.*none.*encoder\.time=off"):
         hstu(UNTIMED, time=time)
-    assert not any(name.endswith(".time") for name in hstu(UNTIMED, time="none").state_dict())
+    said = read_settings(["encoder.time=off"])["encoder"]  # the way out, as one types it
+    assert not any(name.endswith(".time") for name in hstu(UNTIMED, **said).state_dict())
 
 
 def test_longer_rows_are_encoded_by_their_last_window_from_position_0() -> None:
@@ -318,7 +320,7 @@ def test_it_learns_what_the_request_time_tells(price: dict[str, Any]) -> None:
     assert taught("request", price) > 0.95
 
 
-@pytest.mark.parametrize("time", ["events", "none"])
+@pytest.mark.parametrize("time", ["events", "off"])
 def test_without_request_time_it_cannot_know(time: str) -> None:
     assert 0.4 < taught(time, {}) < 0.65
 
