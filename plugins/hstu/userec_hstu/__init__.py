@@ -10,5 +10,7 @@ from userec.markers import hookimpl
 
 @hookimpl
 def userec_encoders() -> Iterable[type[Encoder]]:
-    """The models."""
-    return []
+    """HSTU, and its large setting."""
+    from userec_hstu.hstu import HSTU, HSTULarge
+
+    return [HSTU, HSTULarge]
