@@ -11,4 +11,6 @@ from userec.markers import hookimpl
 @hookimpl
 def userec_encoders() -> Iterable[type[Encoder]]:
     """The models."""
-    return []
+    from userec_recurrent.gru4rec import GRU4Rec
+
+    return [GRU4Rec]
