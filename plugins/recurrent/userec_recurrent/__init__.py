@@ -12,5 +12,6 @@ from userec.markers import hookimpl
 def userec_encoders() -> Iterable[type[Encoder]]:
     """The models."""
     from userec_recurrent.gru4rec import GRU4Rec
+    from userec_recurrent.hrnn import HRNN
 
-    return [GRU4Rec]
+    return [GRU4Rec, HRNN]

@@ -43,17 +43,22 @@ class GRU4RecConfig(Config):
     """Last events of a user that a row holds; the state itself has no limit."""
 
 
+def begin(cell: nn.GRUCell) -> None:
+    """Weights uniform by Glorot, gate by gate, and biases zero, as the authors begin."""
+    for gate in (*cell.weight_ih.chunk(3), *cell.weight_hh.chunk(3)):
+        bound = math.sqrt(6 / sum(gate.shape))
+        nn.init.uniform_(gate, -bound, bound)
+    nn.init.zeros_(cell.bias_ih)
+    nn.init.zeros_(cell.bias_hh)
+
+
 class GRULayer(nn.GRUCell):
-    """A GRU over jagged rows, its weights as `torch.nn.GRUCell` has them: uniform by Glorot a gate, biases zero, as the authors."""
+    """A GRU over jagged rows."""
 
     def __init__(self, width: int, hidden: int, recur: Callable[..., tuple[Tensor, Tensor]]) -> None:
         super().__init__(width, hidden)
         self.recur = recur
-        for gate in (*self.weight_ih.chunk(3), *self.weight_hh.chunk(3)):
-            bound = math.sqrt(6 / sum(gate.shape))
-            nn.init.uniform_(gate, -bound, bound)
-        nn.init.zeros_(self.bias_ih)
-        nn.init.zeros_(self.bias_hh)
+        begin(self)
 
     def forward(  # type: ignore[override]  # jagged rows in place of one step
         self, x: Tensor, offsets: Tensor, state: Tensor, max_len: int
@@ -100,7 +105,7 @@ class GRU4Rec(Encoder):
         super().__init__(config, build)
         hidden = config.hidden or config.dim
         self.items = build.table("item", config.dim)
-        self.outputs = self.items if config.constrained else build.table("item", config.dim)
+        self.outputs = None if config.constrained else build.table("item", config.dim)
         self.bias = nn.Parameter(torch.zeros(build.schema.spaces["item"]))
         self.labels = Heads(build, config.dim)
         recur = build.op("augru")
@@ -137,8 +142,9 @@ class GRU4Rec(Encoder):
 
     def candidates(self, tasks: tuple[str, ...], ids: Tensor | None = None) -> tuple[Tensor, Tensor | None]:
         """The output embeddings and biases of items, or the classes of a label task, without bias."""
-        table = self.labels.table_of(tasks, self.outputs)
-        bias = self.bias if table is self.outputs else None
+        items = self.items if self.outputs is None else self.outputs
+        table = self.labels.table_of(tasks, items)
+        bias = self.bias if table is items else None
         if ids is None:
             return table.all(), bias
         return table(ids), None if bias is None else bias[ids]
