@@ -73,15 +73,7 @@ class GRU4Rec(Encoder):
     {"hidden": [B, layers, H]}, zero where a session begins."""
 
     name = "gru4rec"
-    offers = (
-        Can.GRADIENT
-        | Can.SCORE_CATALOG
-        | Can.DOT_SCORE
-        | Can.CAUSAL
-        | Can.ANY_POSITION
-        | Can.EMBED_USER
-        | Can.CARRY_STATE
-    )
+    offers = Can.GRADIENT | Can.SCORE_CATALOG | Can.DOT_SCORE | Can.CAUSAL | Can.ANY_POSITION | Can.EMBED_USER | Can.CARRY_STATE
     Config = GRU4RecConfig
     recipe: ClassVar[Mapping[str, Any]] = {
         "objective": {

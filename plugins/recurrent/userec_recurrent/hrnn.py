@@ -92,15 +92,7 @@ class HRNN(Encoder):
     `user` [B, U], `last` [B] the session or time of the last event, `seen` [B] whether there was one."""
 
     name = "hrnn"
-    offers = (
-        Can.GRADIENT
-        | Can.SCORE_CATALOG
-        | Can.DOT_SCORE
-        | Can.CAUSAL
-        | Can.ANY_POSITION
-        | Can.EMBED_USER
-        | Can.CARRY_STATE
-    )
+    offers = Can.GRADIENT | Can.SCORE_CATALOG | Can.DOT_SCORE | Can.CAUSAL | Can.ANY_POSITION | Can.EMBED_USER | Can.CARRY_STATE
     Config = HRNNConfig
     recipe: ClassVar[Mapping[str, Any]] = {
         "objective": {
@@ -200,9 +192,7 @@ class HRNN(Encoder):
         opens[:, :1] &= state["seen"].bool()[:, None]
         return pack(opens, history.mask)
 
-    def _rounds(
-        self, embedded: Tensor, sessions: Sessions, state: Mapping[str, Tensor]
-    ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    def _rounds(self, embedded: Tensor, sessions: Sessions, state: Mapping[str, Tensor]) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         """The s-th sessions of all users at once, after their (s - 1)-th: states after each event [S, D], the user's state in each
         session [N, U], and both states in the end [B, D], [B, U]."""
         hidden, user = state["hidden"], state["user"]
