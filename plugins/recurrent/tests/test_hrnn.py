@@ -113,7 +113,7 @@ def test_sessions_by_the_field() -> None:
     assert encoder.reads == {"item", "session"}
     encoded = encoder.encode(history(rows, 6, "session"))
     for b, row in enumerate(rows):
-        tokens, h, c = loop(encoder, row, None)
+        tokens, _, c = loop(encoder, row, None)
         assert all(torch.allclose(encoded.tokens[b, t], want, rtol=0, atol=1e-12) for t, want in enumerate(tokens))
         assert torch.allclose(encoded.state["user"][b], c, rtol=0, atol=1e-12)
 
