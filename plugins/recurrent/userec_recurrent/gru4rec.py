@@ -23,6 +23,7 @@ from torch.nn import functional as F
 from userec.batch import Encoded, History, Query, gather_positions, pack, unpack
 from userec.capability import Can
 from userec.config import Config
+from userec.encoder.blocks.dropout import Dropout
 from userec.encoder.blocks.heads import Heads
 from userec.encoder.contract import Build, Encoder
 
@@ -103,8 +104,8 @@ class GRU4Rec(Encoder):
         recur = build.op("augru")
         self.layers = nn.ModuleList(GRULayer(config.dim if i == 0 else hidden, hidden, recur) for i in range(config.layers))
         self.project: nn.Module = nn.Identity() if hidden == config.dim else nn.Linear(hidden, config.dim)
-        self.drop_embedding = nn.Dropout(config.dropout_embedding)
-        self.drop_hidden = nn.Dropout(config.dropout_hidden)
+        self.drop_embedding = Dropout(config.dropout_embedding)
+        self.drop_hidden = Dropout(config.dropout_hidden)
         self.hidden = hidden
 
     def begin_task(self, tasks: tuple[str, ...], phase: str) -> None:

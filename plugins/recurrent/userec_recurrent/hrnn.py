@@ -28,6 +28,7 @@ from torch.nn import functional as F
 from userec.batch import Encoded, History, Query, gather_positions, pack, unpack
 from userec.capability import Can
 from userec.config import Config
+from userec.encoder.blocks.dropout import Dropout
 from userec.encoder.blocks.heads import Heads
 from userec.encoder.contract import Build, Encoder
 from userec.errors import UserError
@@ -133,8 +134,8 @@ class HRNN(Encoder):
         nn.init.xavier_uniform_(self.init.weight)
         nn.init.zeros_(self.init.bias)
         self.output = nn.Linear(user_dim, dim, bias=False) if config.user_to_output else None
-        self.drop_embedding, self.drop_hidden = nn.Dropout(config.dropout_embedding), nn.Dropout(config.dropout_hidden)
-        self.drop_user, self.drop_init = nn.Dropout(config.dropout_user), nn.Dropout(config.dropout_init)
+        self.drop_embedding, self.drop_hidden = Dropout(config.dropout_embedding), Dropout(config.dropout_hidden)
+        self.drop_user, self.drop_init = Dropout(config.dropout_user), Dropout(config.dropout_init)
         self.user_dim = user_dim
 
     def begin_task(self, tasks: tuple[str, ...], phase: str) -> None:
@@ -185,14 +186,14 @@ class HRNN(Encoder):
         return {"hidden": hidden, "user": user, "last": none, "seen": none}
 
     def _opens(self, history: History, state: Mapping[str, Tensor]) -> Tensor:
-        """[S]: the event is in another session than the one before it."""
+        """[S]: the event is in another session than the one before it; a user's first event opens none."""
         now = history.events[str(self.by)]  # [B, L]
         before = torch.cat([state["last"][:, None], now[:, :-1]], 1)[:, : now.shape[1]]
         opens = now != before if self.by == "session" else now - before > self.config.gap
         opens[:, :1] &= state["seen"].bool()[:, None]
         return pack(opens, history.mask)
 
-    def _rounds(self, embedded: Tensor, sessions: Sessions, state: Mapping[str, Tensor]) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    def _rounds(self, embedded: Tensor, sessions: Sessions, state: Mapping[str, Tensor]) -> tuple[Tensor, ...]:
         """The s-th sessions of all users at once, after their (s - 1)-th: states after each event [S, D], the user's state in each
         session [N, U], and both states in the end [B, D], [B, U]."""
         hidden, user = state["hidden"], state["user"]
