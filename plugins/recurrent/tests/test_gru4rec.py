@@ -206,7 +206,7 @@ def test_the_authors_reading_and_losses(price: str) -> None:
         "encoder": {"name": "gru4rec", "dim": 16},
         "objective": {"name": "next_item", **PUBLISHED[price]},
         "batch": {"rows": 8, "carry": 1},
-        "train": {"optimizer": "adagrad", "lr": 0.3, "schedule": "constant", "warmup": 0, "epochs": 4},
+        "train": {"optimizer": "adagrad", "lr": 0.3, "schedule": "constant", "warmup": 0, "epochs": 2},
     }
     session = open_session(load().plugins, coded, said)
     model = session.compose(session.run.experiment)
