@@ -194,8 +194,8 @@ class HRNN(Encoder):
         return pack(opens, history.mask)
 
     def _rounds(self, embedded: Tensor, sessions: Sessions, state: Mapping[str, Tensor]) -> tuple[Tensor, ...]:
-        """The s-th sessions of all users at once, after their (s - 1)-th: states after each event [S, D], the user's state in each
-        session [N, U], and both states in the end [B, D], [B, U]."""
+        """The s-th sessions of all users at once, after their (s - 1)-th: states after each event [S, D], the user's state in
+        each session [N, U], and both states in the end [B, D], [B, U]."""
         hidden, user = state["hidden"], state["user"]
         ordered = embedded.index_select(0, sessions.events)
         after, users = [ordered[:0]], [user[:0]]
