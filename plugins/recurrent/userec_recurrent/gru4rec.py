@@ -84,14 +84,14 @@ class GRU4Rec(Encoder):
         },
         "train": {
             "optimizer": "adam",
-            "lr": 4e-3,
+            "lr": 8e-3,
             "schedule": "linear",
             "warmup": 100,
             "epochs": 40,
             "validate_every": 2,
             "patience": 5,
         },
-        "batch": {"rows": 512, "tokens": 12288, "windows": "all"},
+        "batch": {"rows": 512, "tokens": 6144, "windows": "all"},
     }
 
     def __init__(self, config: GRU4RecConfig, build: Build) -> None:
