@@ -11,4 +11,7 @@ from userec.markers import hookimpl
 @hookimpl
 def userec_encoders() -> Iterable[type[Encoder]]:
     """The models."""
-    return []
+    from userec_recurrent.gru4rec import GRU4Rec
+    from userec_recurrent.hrnn import HRNN
+
+    return [GRU4Rec, HRNN]
