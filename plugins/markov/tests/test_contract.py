@@ -9,8 +9,7 @@ from userec.testing import Check, contract
 
 CHECKS = [
     *contract(Markov),
-    *contract(ContextTree),
-    *contract(ContextTree, recent=20, popularity=False),
+    *contract(ContextTree, recent=20),
     *contract(PRME, dim=8),
     *contract(PRME, dim=8, tau=10.0),
 ]

@@ -1,9 +1,9 @@
 """A context tree: contexts of every length up to `depth`, mixed with weights that each context has earned (Garcin, Dimitrakakis &
 Faltings, RecSys 2013).
 
-q_0 is the root; of a context of k items q_k(x) = w_k P_k(x) + (1 - w_k) q_{k-1}(x), where w_k is the context's own, shared by all
-users: prior^k at first, then w_k <- w_k P_k(x) / q_k(x) at every event x that follows it. Its expert is P_k(x) = (n_k(x) + c_k
-q_{k-1}(x)) / (n_k + c_k). The root mixes, in the same way, P_0(x) = (n_0(x) + a) / (n_0 + a N), popularity among the newest events
+q_0 is the root; of a context of k items q_k(x) = w_k P_k(x) + (1 - w_k) q_{k-1}(x), where w_k is the context's own, shared by
+all users: prior^k at first, then w_k <- w_k P_k(x) / q_k(x) at every event x that follows it. Its expert is
+P_k(x) = (n_k(x) + c_k q_{k-1}(x)) / (n_k + c_k). The root mixes, in the same way, P_0(x) = (n_0(x) + a) / (n_0 + a N), popularity among the newest events
 and freshness: the recent items that the user has not met, all alike.
 
 Where we depart: the weights are not updated as the events come by but when the counts are complete, each event judged by the
@@ -11,8 +11,8 @@ others (`weights.py`): the product of the updates is the same posterior, and it 
 read, which has no meaning. Nothing learns from what is asked in evaluation. The expert backs off: with a uniform share, as
 published, contexts of a large catalogue are never believed. Its strength is Witten-Bell's number of distinct successors times a
 factor which is the same for all contexts of a length, the likeliest by that same judgement. The recent set are the newest
-`recent` events of training, it does not slide on afterwards; where events have no time there are no such experts, and popularity is
-that of all events. A question continues the session of the event before it."""
+`recent` events of training, it does not slide on afterwards; where events have no time there are no such experts, and
+popularity is that of all events. A question continues the session of the event before it."""
 
 from __future__ import annotations
 

@@ -52,7 +52,7 @@ class Experts:
         return replace(self, root=self.root.to(device), recent=self.recent.to(device))
 
     def base(self, item: Tensor, at: Tensor) -> Tensor:
-        """The distribution before any context, of questions after events `at` [B, Q] of rows `item` [B, L]: [1|R, n], R = B * Q."""
+        """The distribution before any context, of questions after `at` [B, Q] of rows `item` [B, L]: [1|R, n], R = B * Q."""
         if not self.freshness:
             return self.root[None]
         rows, size = at.numel(), len(self.root)

@@ -21,12 +21,12 @@ LIMIT = float(np.log(1e6 - 1))
 
 
 def posterior(prior: float, ratios: np.ndarray) -> np.ndarray:
-    """The weight from `prior` and the sum of log(P_k / q_{k-1}) of what came: w <- w P_k / q_k, event by event, is its product."""
+    """The weight from `prior` and the sum of log(P_k / q_{k-1}) over what came: what w <- w P_k / q_k arrives at."""
     return 1 / (1 + np.exp(-np.clip(np.log(prior / (1 - prior)) + ratios, -LIMIT, LIMIT)))
 
 
 def weighed(orders: Sequence[Order], q: np.ndarray, size: int, prior: float, strength: float | None) -> list[Order]:
-    """The orders with `worth` and `rest` of the mixture. `q` [n]: each item's probability at the root, one of its events left out.
+    """The orders with `worth` and `rest` of the mixture. `q` [n]: each item's probability at the root without one of its events.
 
     `strength` None: of `STRENGTHS` the one under which the events of that order are likeliest."""
     found: list[Order] = []
