@@ -3,8 +3,9 @@ Faltings, RecSys 2013).
 
 q_0 is the root; of a context of k items q_k(x) = w_k P_k(x) + (1 - w_k) q_{k-1}(x), where w_k is the context's own, shared by
 all users: prior^k at first, then w_k <- w_k P_k(x) / q_k(x) at every event x that follows it. Its expert is
-P_k(x) = (n_k(x) + c_k q_{k-1}(x)) / (n_k + c_k). The root mixes, in the same way, P_0(x) = (n_0(x) + a) / (n_0 + a N), popularity among the newest events
-and freshness: the recent items that the user has not met, all alike.
+P_k(x) = (n_k(x) + c_k q_{k-1}(x)) / (n_k + c_k). The root mixes, in the same way,
+P_0(x) = (n_0(x) + a) / (n_0 + a N), popularity among the newest events and freshness: the recent items that the user has not
+met, all alike.
 
 Where we depart: the weights are not updated as the events come by but when the counts are complete, each event judged by the
 others (`weights.py`): the product of the updates is the same posterior, and it does not depend on the order in which users are
