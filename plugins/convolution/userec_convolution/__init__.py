@@ -10,5 +10,7 @@ from userec.markers import hookimpl
 
 @hookimpl
 def userec_encoders() -> Iterable[type[Encoder]]:
-    """The models."""
-    return []
+    """NextItNet."""
+    from userec_convolution.nextitnet import NextItNet
+
+    return [NextItNet]
