@@ -207,13 +207,13 @@ def test_settings_that_cannot_be() -> None:
 def test_it_learns_what_the_last_but_one_item_means(block: str) -> None:
     """Rows alternate between two items: the last one alone does not tell which follows."""
     torch.manual_seed(0)
-    config = NextItNetConfig(dim=16, block=block, dilations=(1,), dropout=0.0)
+    config = NextItNetConfig(dim=32, block=block, dilations=(1,), dropout=0.0)
     encoder, ask = NextItNet(config, build()), NextItem(NextItem.Config(), build())
     item = torch.cartesian_prod(torch.arange(6), torch.arange(6)).repeat(1, 3) + 2  # [36, 6]
     raw = Batch(History(torch.arange(36), {"item": item}, item > 0, tasks=("next",)))
     batch = ask.prepare(raw, torch.Generator())
     optimizer = torch.optim.Adam(encoder.parameters(), lr=0.01)
-    for _ in range(100):
+    for _ in range(150):
         optimizer.zero_grad()
         ask.loss(encoder, batch).loss.backward()
         optimizer.step()

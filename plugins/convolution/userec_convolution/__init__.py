@@ -10,7 +10,8 @@ from userec.markers import hookimpl
 
 @hookimpl
 def userec_encoders() -> Iterable[type[Encoder]]:
-    """NextItNet."""
+    """Caser and NextItNet."""
+    from userec_convolution.caser import Caser
     from userec_convolution.nextitnet import NextItNet
 
-    return [NextItNet]
+    return [Caser, NextItNet]

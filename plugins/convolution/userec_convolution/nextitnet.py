@@ -6,8 +6,9 @@ x + W2 relu LN conv_{dilation}(relu LN W1 relu LN x) with W1 to half the width. 
 table of its own, plus its bias.
 
 Where we depart: events are packed, so padding is in no convolution and no loss (the authors' code convolves it and trains on it);
-dropout, of which they have none, of embeddings and of what each block adds; weights are normal, not truncated normal, of std 0.02. The
-recipe trains in batches of 6,144 events where 128 rows are published."""
+dropout, of which they have none, of embeddings and of what each block adds; layers start Xavier-normal (truncated normal of std 0.02 is
+published: at narrow widths what a block `one` adds is then too small to start from). The recipe trains in batches of 6,144 events where 128
+rows are published."""
 
 from __future__ import annotations
 
@@ -23,6 +24,7 @@ from torch.nn import functional as F
 from userec.batch import Encoded, History, Query, pack, unpack
 from userec.capability import Can
 from userec.config import Config
+from userec.encoder.blocks.dropout import Dropout
 from userec.encoder.blocks.heads import Heads
 from userec.encoder.contract import Build, Encoder
 from userec.errors import UserError
@@ -62,7 +64,9 @@ class Packed:
     def newest(self, x: Tensor, past: Tensor) -> Tensor:
         """`past` [B, H, C] moved on: the last H of what stood before each row and of its own events x [S, C]."""
         kept = past.shape[1]
-        at = torch.arange(-kept, 0, device=x.device) + self.offsets.diff()[:, None]  # [B, H] position in the row, negative in the past
+        at = (
+            torch.arange(-kept, 0, device=x.device) + self.offsets.diff()[:, None]
+        )  # [B, H] position in the row, negative in the past
         inside = (at >= 0).unsqueeze(-1)
         if not len(x):
             return past
@@ -94,7 +98,7 @@ class One(nn.Module):
         self.norms = nn.ModuleList(nn.LayerNorm(width) for width in (dim, inner, inner))
         self.narrow, self.widen = nn.Linear(dim, inner), nn.Linear(inner, dim)
         self.layers = nn.ModuleList([Dilated(inner, inner, config.kernel, dilation)])
-        self.drop = nn.Dropout(config.dropout)
+        self.drop = Dropout(config.dropout)
 
     def forward(self, x: Tensor, packed: Packed, pasts: list[Tensor]) -> tuple[Tensor, list[Tensor]]:
         """[S, D] -> [S, D]; `pasts` holds what stood before the dilated layer."""
@@ -111,7 +115,7 @@ class Two(nn.Module):
         dim = config.dim
         self.norms = nn.ModuleList(nn.LayerNorm(dim) for _ in range(2))
         self.layers = nn.ModuleList(Dilated(dim, dim, config.kernel, step) for step in (dilation, 2 * dilation))
-        self.drop = nn.Dropout(config.dropout)
+        self.drop = Dropout(config.dropout)
 
     def forward(self, x: Tensor, packed: Packed, pasts: list[Tensor]) -> tuple[Tensor, list[Tensor]]:
         """[S, D] -> [S, D]; `pasts` holds what stood before each layer."""
@@ -130,9 +134,7 @@ class NextItNet(Encoder):
     any event, which is also what the convolutions pad with."""
 
     name = "nextitnet"
-    offers = (
-        Can.GRADIENT | Can.SCORE_CATALOG | Can.DOT_SCORE | Can.CAUSAL | Can.ANY_POSITION | Can.EMBED_USER | Can.CARRY_STATE
-    )
+    offers = Can.GRADIENT | Can.SCORE_CATALOG | Can.DOT_SCORE | Can.CAUSAL | Can.ANY_POSITION | Can.EMBED_USER | Can.CARRY_STATE
     Config = NextItNetConfig
     recipe: ClassVar[Mapping[str, Any]] = {
         "objective": {
@@ -153,12 +155,12 @@ class NextItNet(Encoder):
             self.output = build.table("item", config.dim)
             self.bias = nn.Parameter(torch.zeros(build.schema.spaces["item"]))
         self.labels = Heads(build, config.dim)
-        self.drop = nn.Dropout(config.dropout)
+        self.drop = Dropout(config.dropout)
         block = One if config.block == "one" else Two
         self.blocks = nn.ModuleList(block(config, dilation) for dilation in config.dilations)
         for layer in self.blocks.modules():
             if isinstance(layer, nn.Linear):
-                nn.init.normal_(layer.weight, std=0.02)
+                nn.init.xavier_normal_(layer.weight)
                 nn.init.zeros_(layer.bias)
 
     @property
