@@ -1,14 +1,15 @@
 """Caser: the last L items as an image, read by convolutions (Tang & Wang 2018, WSDM; section 3).
 
-E [L, d] are the embeddings of the last L items, zero where a user has fewer. Horizontal filters of every height h = 1..L (n_h of each):
-max over time of relu(sum_t F_t . E_{i + t} + b) (equations 3 to 5); vertical filters, n_v: sum_l F_l E_l, no activation (equations 6, 7).
-z = relu(W [o_h; o_v] + b) in R^d with dropout before W (equation 8); the score of an item is W2_i [z; p_u] + b2_i (equation 9).
+E [L, d] are the embeddings of the last L items, zero where a user has fewer. Horizontal filters of every height h = 1..L (n_h
+of each): max over time of relu(sum_t F_t . E_{i + t} + b) (equations 3 to 5); vertical filters, n_v: sum_l F_l E_l, no
+activation (equations 6, 7). z = relu(W [o_h; o_v] + b) in R^d with dropout before W (equation 8); the score of an item is
+W2_i [z; p_u] + b2_i (equation 9). A filter's value at a place is shared by every window that holds it, so all windows of a
+user are read at once.
 
-A filter's value at a place is shared by every window that holds it, so all windows of a user are read at once.
-
-Where we depart: a user's first L windows, shorter than L, are trained on too (the authors slide over full windows, and pad users of fewer
-than L + T events alone); negatives are uniform over all items but the target, where theirs are items that the user never met, and the
-price averages over the targets of a window. The recipe trains in batches of 2,048 windows where 512 are published."""
+Where we depart: a user's first windows, shorter than L, are trained on too (the authors slide over full windows, and pad
+users of fewer than L + T events alone); negatives are uniform over all items but the target, where theirs are items that the
+user never met; the price is the mean over the positive and its negatives, where theirs is the sum of the positives' mean and
+the negatives' mean. The recipe trains in batches of 2,048 windows where 512 are published."""
 
 from __future__ import annotations
 
@@ -78,8 +79,8 @@ class Filters(nn.Module):
 
 
 class Caser(Encoder):
-    """Tokens [B, L, 2 d] are [z; p_u] of every position at once (z alone without `user`); the user is the token of his last event,
-    zeros where he has none. The state is the last L - 1 items and the last token."""
+    """Tokens [B, L, 2 d] are [z; p_u] of every position at once (z alone without `user`); the user is the token of his last
+    event, zeros where he has none. The state is the last L - 1 items and the last token."""
 
     name = "caser"
     offers = Can.GRADIENT | Can.SCORE_CATALOG | Can.DOT_SCORE | Can.CAUSAL | Can.ANY_POSITION | Can.EMBED_USER | Can.CARRY_STATE

@@ -1,14 +1,14 @@
 """NextItNet: dilated causal convolutions over the sequence of items (Yuan et al. 2019, WSDM).
 
-x_l = E[item_l], then residual blocks whose layers read x_l, x_{l - dilation}, ..., x_{l - (kernel - 1) dilation} (section 3.3); what stands
-before a row's first event is zero. Blocks (figure 3): `two` (b) is x + relu LN conv_{2 dilation}(relu LN conv_{dilation} x), `one` (a) is
-x + W2 relu LN conv_{dilation}(relu LN W1 relu LN x) with W1 to half the width. The score of an item is relu(x) times a row of an output
-table of its own, plus its bias.
+x_l = E[item_l], then residual blocks whose layers read x_l, x_{l - dilation}, ..., x_{l - (kernel - 1) dilation} (section
+3.3); what stands before a row's first event is zero. Blocks (figure 3): `two` (b) is x + relu LN conv_{2 dilation}(relu LN
+conv_{dilation} x), `one` (a) is x + W2 relu LN conv_{dilation}(relu LN W1 relu LN x) with W1 to half the width. The score of
+an item is relu(x) times a row of an output table of its own, plus its bias.
 
-Where we depart: events are packed, so padding is in no convolution and no loss (the authors' code convolves it and trains on it);
-dropout, of which they have none, of embeddings and of what each block adds; layers start Xavier-normal (truncated normal of std 0.02 is
-published: at narrow widths what a block `one` adds is then too small to start from). The recipe trains in batches of 6,144 events where 128
-rows are published."""
+Where we depart: events are packed, so padding is in no convolution and no loss (the authors' code convolves it and trains on
+it); dropout, of which they have none, of embeddings and of what each block adds; layers start Xavier-normal (truncated normal
+of std 0.02 is published: what a block `one` adds is then too small to learn from). The recipe trains in batches of events,
+not of 128 rows."""
 
 from __future__ import annotations
 
@@ -56,7 +56,7 @@ class Packed:
     offsets: Tensor  # [B + 1] int64: where rows begin
 
     def earlier(self, x: Tensor, steps: int, past: Tensor) -> Tensor:
-        """x [S, C] -> [S, C]: what stood `steps` before each event, in its row or in `past` [B, H, C], which ended where it begins."""
+        """x [S, C] -> [S, C]: what stood `steps` before each event, in its row or in `past` [B, H, C], which ends there."""
         moved = torch.cat([x.new_zeros(min(steps, len(x)), x.shape[1]), x[: max(len(x) - steps, 0)]])
         first = (self.place < steps).nonzero()[:, 0]
         return moved.index_copy_(0, first, past[self.row[first], past.shape[1] - steps + self.place[first]])
@@ -130,8 +130,8 @@ class Two(nn.Module):
 class NextItNet(Encoder):
     """Tokens [B, L, D] of every position at once; the user is the token of his last event, zeros where he has none.
 
-    The state is what the layers read of the past, for each the last (kernel - 1) dilation of its inputs, and the last token; zero before
-    any event, which is also what the convolutions pad with."""
+    The state is what the layers read of the past, for each the last (kernel - 1) dilation of its inputs, and the last token; zero
+    before any event, which is also what the convolutions pad with."""
 
     name = "nextitnet"
     offers = Can.GRADIENT | Can.SCORE_CATALOG | Can.DOT_SCORE | Can.CAUSAL | Can.ANY_POSITION | Can.EMBED_USER | Can.CARRY_STATE
