@@ -10,5 +10,8 @@ from userec.markers import hookimpl
 
 @hookimpl
 def userec_encoders() -> Iterable[type[Encoder]]:
-    """The models."""
-    return []
+    """Caser and NextItNet."""
+    from userec_convolution.caser import Caser
+    from userec_convolution.nextitnet import NextItNet
+
+    return [Caser, NextItNet]

@@ -1,0 +1,152 @@
+"""Caser: the last L items as an image, read by convolutions (Tang & Wang 2018, WSDM; section 3).
+
+E [L, d] are the embeddings of the last L items, zero where a user has fewer. Horizontal filters of every height h = 1..L (n_h
+of each): max over time of relu(sum_t F_t . E_{i + t} + b) (equations 3 to 5); vertical filters, n_v: sum_l F_l E_l, no
+activation (equations 6, 7). z = relu(W [o_h; o_v] + b) in R^d with dropout before W (equation 8); the score of an item is
+W2_i [z; p_u] + b2_i (equation 9). A filter's value at a place is shared by every window that holds it, so all windows of a
+user are read at once.
+
+Where we depart: a user's first windows, shorter than L, are trained on too (the authors slide over full windows, and pad
+users of fewer than L + T events alone); negatives are uniform over all items but the target, where theirs are items that the
+user never met; the price is the mean over the positive and its negatives, where theirs is the sum of the positives' mean and
+the negatives' mean. The recipe trains in batches of 2,048 windows where 512 are published."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import replace
+from typing import Any, ClassVar
+
+import torch
+from pydantic import Field as Setting
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from userec.batch import Encoded, History, Query, pack, unpack
+from userec.capability import Can
+from userec.config import Config
+from userec.encoder.blocks.dropout import Dropout
+from userec.encoder.blocks.heads import Heads
+from userec.encoder.contract import Build, Encoder
+
+
+class CaserConfig(Config):
+    """The published setting for MovieLens-1M."""
+
+    embedding: int = Setting(50, ge=1)
+    """d: width of an item's and a user's embedding; tokens are twice as wide, d without `user`."""
+    length: int = Setting(5, ge=1)
+    """L: last items read."""
+    horizontal: int = Setting(16, ge=1)
+    """n_h: filters of each height 1..L."""
+    vertical: int = Setting(4, ge=1)
+    """n_v: filters of height L and width 1."""
+    dropout: float = Setting(0.5, ge=0, lt=1)
+    """Of what the filters found."""
+    user: bool = True
+    """Whether each user has an embedding of his own; without it users never trained on are served alike."""
+    window: int = Setting(200, ge=1)
+    """Events of a training row; an answer depends on the last `length` alone."""
+
+
+class Filters(nn.Module):
+    """What all filters say of the window that ends at each event: [S, D] -> [S, n_h L + n_v D]."""
+
+    def __init__(self, config: CaserConfig) -> None:
+        super().__init__()
+        self.length, self.horizontal, self.vertical = config.length, config.horizontal, config.vertical
+        heights = range(1, config.length + 1)
+        self.heights = nn.ModuleList(
+            nn.Linear(h * config.embedding, config.horizontal) for h in heights
+        )  # the newest event first
+        self.columns = nn.Linear(config.length, config.vertical)  # the newest event first
+        self.width = config.length * config.horizontal + config.vertical * config.embedding
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Events stand one after another; the first L - 1 of them have no window, and get anything."""
+        count, dim = x.shape
+        windows = torch.cat([_earlier(x, steps) for steps in range(self.length)], 1)  # [S, L D]
+        found = []
+        for height, filters in enumerate(self.heights, 1):
+            here = filters(windows[:, : height * dim])  # [S, n_h]: the filter ends at each event
+            best = here
+            for steps in range(1, self.length - height + 1):
+                best = torch.maximum(best, _earlier(here, steps))
+            found.append(F.relu(best))
+        weight, bias = self.columns.weight, self.columns.bias
+        columns = torch.matmul(weight, windows.view(count, self.length, dim)) + bias[:, None]  # [S, n_v, D]
+        return torch.cat([*found, columns.flatten(1)], 1)
+
+
+class Caser(Encoder):
+    """Tokens [B, L, 2 d] are [z; p_u] of every position at once (z alone without `user`); the user is the token of his last
+    event, zeros where he has none. The state is the last L - 1 items and the last token."""
+
+    name = "caser"
+    offers = Can.GRADIENT | Can.SCORE_CATALOG | Can.DOT_SCORE | Can.CAUSAL | Can.ANY_POSITION | Can.EMBED_USER | Can.CARRY_STATE
+    Config = CaserConfig
+    recipe: ClassVar[Mapping[str, Any]] = {
+        "objective": {
+            "item": {"name": "future", "window": 3, "question": "each", "price": "bce", "negatives": 3},
+            "click": {"name": "labelled", "price": "bce"},
+            "label": {"name": "labelled"},
+        },
+        "train": {
+            "optimizer": "adam",
+            "lr": 1e-3,
+            "weight_decay": 1e-6,
+            "epochs": 50,
+            "validate_every": 2,
+            "patience": 5,
+        },
+        "batch": {"rows": 512, "tokens": 2048, "windows": "all"},
+    }
+
+    def __init__(self, config: CaserConfig, build: Build) -> None:
+        super().__init__(config, build)
+        self.dim = config.embedding * (2 if config.user else 1)
+        self.items = build.table("item", config.embedding)
+        if config.user:
+            self.reads = frozenset({"item", "user"})
+            self.users = build.table("user", config.embedding)
+        self.filters = Filters(config)
+        self.drop = Dropout(config.dropout)
+        self.join = nn.Linear(self.filters.width, config.embedding)
+        self.output = build.table("item", self.dim)
+        self.bias = nn.Parameter(torch.zeros(build.schema.spaces["item"]))
+        self.labels = Heads(build, self.dim)
+
+    def begin_task(self, tasks: tuple[str, ...], phase: str) -> None:
+        """Label spaces get their table."""
+        self.labels.begin(tasks)
+
+    def encode(self, history: History) -> Encoded:
+        """Each row is led by the L - 1 items before it, so that no window reaches into the row before."""
+        item, lead = history.events["item"], self.config.length - 1
+        past = item.new_zeros(len(item), lead) if history.state is None else history.state["items"].long()  # [B, L - 1]
+        led = torch.cat([past, item], 1)  # [B, L - 1 + L']
+        mask = F.pad(history.mask, (lead, 0), value=True)
+        found = self.filters(self.items(pack(led, mask)))
+        z = unpack(F.relu(self.join(self.drop(found))), mask)[:, lead:] * history.mask.unsqueeze(-1)  # [B, L', d]
+        if self.config.user:
+            z = torch.cat([z, self.users(history.user).unsqueeze(1) * history.mask.unsqueeze(-1)], -1)
+        encoded = Encoded(history, z)
+        user = self.queries(encoded, Query(history.last[:, None]))[:, 0]
+        newest = led.gather(1, history.lengths[:, None] + torch.arange(lead, device=item.device))
+        return replace(encoded, user=user, state={"items": newest, "user": user})
+
+    def queries(self, encoded: Encoded, query: Query) -> Tensor:
+        """The token at `query.at`; before a row's first event the user that its state left, zeros where it has none."""
+        asked, state = super().queries(encoded, query), encoded.history.state
+        return asked if state is None else torch.where((query.at < 0).unsqueeze(-1), state["user"].unsqueeze(1), asked)
+
+    def candidates(self, tasks: tuple[str, ...], ids: Tensor | None = None) -> tuple[Tensor, Tensor | None]:
+        """The output table with its bias, or the classes of a label task."""
+        table = self.labels.table_of(tasks, self.output)
+        weight, bias = table.all() if ids is None else table(ids), self.bias if table is self.output else None
+        return weight, bias if bias is None or ids is None else bias[ids]
+
+
+def _earlier(x: Tensor, steps: int) -> Tensor:
+    """x [S, ...] moved back: entry s is x[s - steps], zeros at the beginning."""
+    return x if steps == 0 else torch.cat([x.new_zeros(min(steps, len(x)), *x.shape[1:]), x[: max(len(x) - steps, 0)]])
