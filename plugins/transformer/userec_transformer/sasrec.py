@@ -23,6 +23,7 @@ from torch.nn import functional as F
 from userec.batch import Encoded, History, gather_positions, pack, unpack
 from userec.capability import Can
 from userec.config import Config
+from userec.encoder.blocks.dropout import Dropout
 from userec.encoder.blocks.heads import Heads
 from userec.encoder.contract import Build, Encoder
 from userec.errors import UserError
@@ -54,7 +55,7 @@ class Block(nn.Module):
         self.norm_attention, self.norm_feed = nn.LayerNorm(dim), nn.LayerNorm(dim)
         self.project, self.merge = nn.Linear(dim, 3 * dim), nn.Linear(dim, dim)
         self.widen, self.narrow = nn.Linear(dim, inner), nn.Linear(inner, dim)
-        self.drop = nn.Dropout(config.dropout)
+        self.drop = Dropout(config.dropout)
 
     def forward(self, x: Tensor, offsets: Tensor, max_len: int) -> Tensor:
         """User b's events stand at offsets[b] to offsets[b + 1], at most `max_len`; each is made of his events up to itself."""
@@ -98,7 +99,7 @@ class SASRec(Encoder):
         self.items = build.table("item", config.dim)
         self.labels = Heads(build, config.dim)
         self.positions = nn.Parameter(torch.empty(config.window, config.dim))
-        self.drop = nn.Dropout(config.dropout)
+        self.drop = Dropout(config.dropout)
         attend = build.op("jagged_attention")
         self.blocks = nn.ModuleList(Block(config, attend) for _ in range(config.layers))
         self.norm = nn.LayerNorm(config.dim)
