@@ -80,7 +80,7 @@ def measure(path: Path) -> dict[str, float]:
     assert experiment.objective is not None
     objective = model.build.objective(experiment.objective)
     learner = GradientLearner(encoder.train(), objective, experiment.train, 1, torch.device("cpu"))
-    loader = session.loader(model, ("next",), encoder.window, objective.ahead, encoder.reads | objective.reads)
+    loader = session.loader(model, ("next",), objective)
     targets, started = 0, time.perf_counter()
     for step, batch in enumerate(loader.batches(0)):
         targets += learner.step([batch], step, 0.0, 1000)[1]

@@ -27,10 +27,10 @@ FOREVER = 1_000_000
 
 def settings(given: Any) -> dict[str, Any]:
     """What a user would say in a file of settings: the shared setting over the model's own recipe."""
-    about: dict[str, Any] = {"name": given.model, "dim": WIDTH, "layers": LAYERS, "window": given.length}
+    about = {"name": given.model, "dim": WIDTH, "layers": LAYERS, "window": given.length}
     if given.model == "gru4rec":
-        encoder = {**about, "dropout_embedding": DROPOUT, "dropout_hidden": 0.0}
-        objective = {"name": "next_item", "negatives": None, "price": "softmax"}
+        encoder: dict[str, Any] = {**about, "dropout_embedding": DROPOUT, "dropout_hidden": 0.0}
+        objective: dict[str, Any] = {"name": "next_item", "negatives": None, "price": "softmax"}
     else:
         encoder = {**about, "heads": HEADS[given.model], "inner": INNER[given.model], "dropout": DROPOUT}
         encoder["attention_dropout"] = given.attention_dropout
@@ -51,8 +51,7 @@ class Training:
         self.objective = model.build.objective(experiment.objective)
         self.objective.begin_task(encoder, ("next",), "train")
         self.learner = GradientLearner(encoder.train(), self.objective, experiment.train, experiment.seed, session.device)
-        reads = encoder.reads | self.objective.reads
-        self.loader = session.loader(model, ("next",), encoder.window, self.objective.ahead, reads)
+        self.loader = session.loader(model, ("next",), self.objective)
         self.total = total
         self.loader.plan(0)
 
