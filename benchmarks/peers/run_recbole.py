@@ -60,6 +60,7 @@ def settings(given: Any, folder: Path) -> dict[str, Any]:
         "hidden_dropout_prob": DROPOUT,
         "attn_dropout_prob": given.attention_dropout,
         "mask_ratio": MASK,
+        "ft_ratio": 0.0,  # else every other batch has one target a row
     }
     recurrent = {"embedding_size": WIDTH, "hidden_size": WIDTH, "num_layers": LAYERS, "dropout_prob": DROPOUT}
     return {
