@@ -1,0 +1,117 @@
+"""The arithmetic of `benchmarks/peers.py` and of its judge; the peers themselves run only where somebody measures."""
+
+import importlib.util
+import math
+import sys
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+
+FOLDER = Path(__file__).parent.parent.parent / "benchmarks"
+
+
+def module(path, name):
+    spec = importlib.util.spec_from_file_location(name, FOLDER / path)
+    found = importlib.util.module_from_spec(spec)
+    sys.modules[name] = found
+    spec.loader.exec_module(found)
+    return found
+
+
+peers, protocol = module("peers.py", "peers_driver"), module("peers/protocol.py", "peers_protocol")
+
+
+def race(model, length, **systems):
+    figures = {"targets_per_s": 0.0, "startup_s": 1.0, "ready_s": 2.0, "evaluate_s": 3.0, "peak_mb": 400.0}
+    versions = {"userec": "0.1", "rectools": "0.19.0", "recbole": "1.2.1", "torch": "2.13"}
+    made = {name: {**figures, "versions": versions, **given} for name, given in systems.items()}
+    return {"model": model, "length": length, "epochs": 20, "systems": made}
+
+
+KEPT = {"command": "python x", "commit": "c0ffee", "machine": "a box", "turns": 5, "threads": 2, "attention_dropout": 0.0}
+
+
+def test_words():
+    given = peers.read_words(["--model", "sasrec", "bert4rec", "--length", "200", "--save"])
+    assert (given.model, given.length, given.save, given.quality) == (["sasrec", "bert4rec"], [200], True, False)
+    with pytest.raises(SystemExit):
+        peers.read_words(["--model", "word2vec"])
+
+
+def test_the_systems_take_turns_at_going_first():
+    assert [peers.rotated("abc", turn)[0] for turn in range(4)] == list("abca")
+    assert sorted(peers.rotated("abc", 2)) == list("abc")
+
+
+def test_median_and_range():
+    found = peers.median([{"evaluate_s": value, "items": 7, "system": "x"} for value in (1.0, 9.0, 2.0)])
+    assert (found["evaluate_s"], found["items"], found["range"]) == (2.0, 7, {"evaluate_s": [1.0, 9.0]})
+
+
+def test_table_tells_times_better_and_goals():
+    speeds = {
+        "userec": {"targets_per_s": 4e4},
+        "rectools": {"targets_per_s": 8e3, "peak_mb": 900.0},
+        "recbole": {"targets_per_s": 80.0},
+    }
+    page = "\n".join(peers.table({**KEPT, "races": [race("sasrec", 200, **speeds)]}))
+    assert "| `sasrec`, 200 | trained targets a second | 40,000 | 8,000 | 80 | 5.0 (goal 3) | 500.0 (goal 200) |" in page
+    assert "| `sasrec`, 200 | peak memory, MB | 400 | 900 | 400 | 2.2 (goal 2) | 1.0 (goal 6) |" in page
+    assert "most of the ratio to it is that design" in page.lower()
+
+
+def test_table_without_rectools():
+    speeds = {"userec": {"targets_per_s": 4e4}, "recbole": {"targets_per_s": 400.0}}
+    page = "\n".join(peers.table({**KEPT, "races": [race("gru4rec", 200, **speeds)]}))
+    assert "| trained targets a second | 40,000 | - | 400 | - | 100.0 (goal 50) |" in page
+
+
+def test_quality_table():
+    found = {"userec": {"ndcg@10": 0.15}, "rectools": {"ndcg@10": 0.145, "trained": 5_000_000}}
+    page = "\n".join(peers.quality_table({**KEPT, "races": [race("sasrec", 50, **found)]}))
+    assert "| `sasrec`, 50 | 5,000,000 | 0.1500 | 0.1450 | - | +0.0050 | at least -0.01 |" in page
+
+
+def slow_ndcg(frame, users, items, scores):
+    """Every order of equal scores is as likely: the mean gain over the places of the target's tie group."""
+    found = []
+    for row, user in enumerate(users):
+        events = frame[frame["user"] == user].sort_values("time", kind="stable")["item"].tolist()
+        target, history = events[-2], set(events[:-2])
+        if target not in items:
+            found.append(0.0)
+            continue
+        score = {item: scores[row, column] for column, item in enumerate(items) if item not in history}
+        above = sum(value > score[target] for value in score.values())
+        tied = sum(value == score[target] for value in score.values())
+        places = range(above, above + tied)
+        found.append(sum(1 / math.log2(place + 2) for place in places if place < 10) / tied)
+    return sum(found) / len(found)
+
+
+def test_the_judge_agrees_with_a_plain_loop():
+    rng = np.random.default_rng(0)
+    rows = [
+        (user, item, moment) for user in range(30, 50) for moment, item in enumerate(rng.permutation(40)[: rng.integers(3, 20)])
+    ]
+    frame = pd.DataFrame(rows, columns=["user", "item", "time"]).sample(frac=1, random_state=1)
+    users, items = rng.permutation(np.arange(30, 50)), rng.permutation(np.unique(frame["item"]))[3:]
+    scores = rng.integers(0, 12, (len(users), len(items))).astype(np.float32)
+    told = protocol.judge(frame, users, items, scores)
+    assert told["ndcg@10"] == pytest.approx(slow_ndcg(frame, users, items, scores))
+    assert told["users"] == 20
+
+
+def test_events_that_follow():
+    frame = pd.DataFrame({"user": [2, 1, 2, 1, 2], "item": [1, 2, 3, 4, 5], "time": [5, 5, 5, 1, 4]})
+    ordered, after = protocol.ordered(frame)
+    assert ordered["item"].tolist() == [4, 2, 5, 1, 3]
+    assert after.tolist() == [1, 0, 2, 1, 0]
+
+
+def test_the_watch_leaves_out_warm_batches_and_the_end():
+    watch = protocol.Watch(1)
+    watch.times, watch.targets = [0.0, 3.0, 4.0, 5.0], [100, 10, 20, 999]
+    assert watch.told() == {"targets": 30, "train_s": 2.0, "targets_per_s": 15.0, "trained": 130}
