@@ -11,4 +11,6 @@ from userec.markers import hookimpl
 @hookimpl
 def userec_encoders() -> Iterable[type[Encoder]]:
     """The models."""
-    return []
+    from userec_recurrent.rrn import RRN
+
+    return [RRN]
