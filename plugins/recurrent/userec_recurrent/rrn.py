@@ -164,7 +164,7 @@ class RRN(Encoder):
             "rating": {"name": "labelled", "price": "squared"},
             "label": {"name": "labelled"},
         },
-        "train": {"optimizer": "adam", "lr": 2e-3, "epochs": 40, "patience": 4},
+        "train": {"optimizer": "adam", "lr": 1e-3, "epochs": 100, "patience": 8},
         "batch": {"rows": 256, "tokens": 12800},
     }
 
@@ -190,6 +190,8 @@ class RRN(Encoder):
         self.users, self.items = Recurrence(config.cell, dim), Recurrence(config.cell, dim)
         self.project_user, self.project_item = nn.Linear(dim, dim), nn.Linear(dim, dim)
         self.own = self.make("item", dim)
+        for table in (self.rated, self.raters, self.own):
+            table.reset(std=dim**-0.5)  # at a table's usual 0.02 the states hardly move for hundreds of steps
         self.item_offset = zeroed(self.make("item", 1))
         self.user_factor = zeroed(self.make("user", config.factors)) if config.stationary else None
         self.item_factor = self.make("item", config.factors) if config.stationary else None
