@@ -20,7 +20,7 @@ from userec.kernel.contract import Kernel
 from userec.kernel.dispatch import Kernels
 from userec.schema import Schema
 from userec.testing.fit import Trace, count, train
-from userec.testing.tiny import tiny_catalog, tiny_history, tiny_schema
+from userec.testing.tiny import tiny_catalog, tiny_events, tiny_history, tiny_schema
 
 
 @functools.cache
@@ -78,18 +78,22 @@ class Subject(Case):
         """The settings, parsed."""
         return parse(self.cls.Config, self.settings, "settings")
 
-    def construct(self, schema: Schema | None = None, catalog: Mapping[str, Any] | None = None) -> Encoder:
-        """A bare encoder; no task has begun."""
-        build = tiny_build(self.plugins(), self.schema if schema is None else schema)
+    def construct(
+        self, schema: Schema | None = None, catalog: Mapping[str, Any] | None = None, restored: bool = False
+    ) -> Encoder:
+        """A bare encoder; no task has begun. It is handed training events, but not where it is to be restored."""
+        schema = self.schema if schema is None else schema
+        build = tiny_build(self.plugins(), schema)
+        build.train = None if restored else tiny_events(schema)
         if catalog is not None:
             build.catalog = catalog
         return self.cls(self.config, build)
 
-    def fresh(self, seed: int = 0) -> Encoder:
+    def fresh(self, seed: int = 0, restored: bool = False) -> Encoder:
         """An untrained encoder whose first task has begun, in eval mode; `seed` draws its weights."""
         with torch.random.fork_rng():
             torch.manual_seed(seed)
-            encoder = self.construct()
+            encoder = self.construct(restored=restored)
             encoder.begin_task(self.tasks, encoder.phases[0])
         return encoder.eval()
 

@@ -160,12 +160,13 @@ def check_input_kept(subject: Subject) -> None:
 
 
 def check_state_dict(subject: Subject) -> None:
-    """All that survives is in `state_dict()`: loaded into a fresh encoder of other random weights, scores are equal."""
+    """All that survives is in `state_dict()`: loaded into a fresh encoder of other random weights, which sees no training events,
+    scores are equal."""
     fitted, history, ids = subject.fitted(), subject.history(), some_ids(subject.schema)
     state = {name: x.clone() if isinstance(x, Tensor) else x for name, x in fitted.state_dict().items()}
     odd = [name for name, x in state.items() if not isinstance(x, Tensor)]
     holds(not odd, f"{subject.name}: state_dict holds {', '.join(odd)}, no tensors: safetensors cannot keep them: state mismatch")
-    fresh = subject.fresh(seed=1)
+    fresh = subject.fresh(seed=1, restored=True)
     try:
         fresh.load_state_dict(state)
     except RuntimeError as error:

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from userec.batch import Batch, History, Query, Targets, gather_positions
 from userec.dataset.contract import Dataset
+from userec.dataset.events import Events
 from userec.schema import FIRST, NEXT, Field, Schema, Task
 
 ITEMS: Final = 24
@@ -107,6 +108,14 @@ def _column(schema: Schema, name: str, shape: tuple[int, ...], rng: torch.Genera
 
 def _times(shape: tuple[int, ...], rng: torch.Generator) -> Tensor:
     return START + torch.randint(1, 100_000, shape, generator=rng).cumsum(-1)
+
+
+def tiny_events(schema: Schema | None = None) -> Events:
+    """Training events of every user, 1 to 12 of each, with every field of an event."""
+    schema = tiny_schema() if schema is None else schema
+    history = tiny_history(9, schema.spaces["user"] - FIRST, 12, schema=schema, shortest=1)
+    offsets = np.concatenate([[0], np.cumsum(history.lengths.numpy())])
+    return Events(offsets, {name: column[history.mask].numpy() for name, column in history.events.items()})
 
 
 def only(history: History, fields: Iterable[str]) -> History:

@@ -3,6 +3,7 @@ from __future__ import annotations
 import pytest
 from userec_recurrent.gru4rec import GRU4Rec
 from userec_recurrent.hrnn import HRNN
+from userec_recurrent.rrn import RRN
 
 from userec.testing import Check, contract
 
@@ -19,6 +20,7 @@ CHECKS = [
     *contract(HRNN, dim=8, gap=50_000, dropout_user=0.1, dropout_init=0.1),
     *contract(HRNN, dim=8, user_dim=5, gap=50_000, variant="all", user_to_output=True),
     *contract(BySession, dim=8, user_dim=5, variant="all"),
+    *contract(RRN, dim=6, factors=4, step=40_000, item_step=90_000, item_share=0.4, dropout=0.0),
 ]
 
 

@@ -13,5 +13,6 @@ def userec_encoders() -> Iterable[type[Encoder]]:
     """The models."""
     from userec_recurrent.gru4rec import GRU4Rec
     from userec_recurrent.hrnn import HRNN
+    from userec_recurrent.rrn import RRN
 
-    return [GRU4Rec, HRNN]
+    return [GRU4Rec, HRNN, RRN]
