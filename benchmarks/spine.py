@@ -64,7 +64,7 @@ def first_batch(data_dir: Path) -> dict[str, float]:
         coded, division = open_movielens(data_dir, folder)
         config = BatchConfig()
         loader = TrainLoader(
-            coded, division, config=config, task="next", window=200, ahead=1, any_position=True, fields={"item"}, seed=1
+            coded, division, config=config, task="next", window=200, ahead=1, whole=True, fields={"item"}, seed=1
         )
         next(iter(loader.batches(0)))
 
@@ -116,7 +116,7 @@ def evaluation_and_loader(data_dir: Path) -> dict[str, float]:
         assert experiment.objective is not None
         objective = model.build.objective(experiment.objective)
         learner = GradientLearner(encoder.train(), objective, experiment.train, 1, device)
-        loader = session.loader(model, ("next",), encoder.window, objective.ahead, encoder.reads | objective.reads)
+        loader = session.loader(model, ("next",), objective)
         loading, stepping = [], []
         batches = iter(loader.batches(0))
         for step in range(25):

@@ -8,12 +8,13 @@ this checkout and on the commit before kernels were plugins."""
 from __future__ import annotations
 
 import argparse
+import inspect
 import statistics
 import sys
 import tempfile
 import time
 from pathlib import Path
-from typing import Final
+from typing import Any, Final
 
 sys.path.insert(0, str(Path(__file__).parent))
 from spine import open_movielens
@@ -43,7 +44,10 @@ def median_step(name: str, split: str, data_dir: Path) -> float:
         assert experiment.objective is not None
         objective = model.build.objective(experiment.objective)
         learner = GradientLearner(encoder.train(), objective, experiment.train, 1, torch.device("cpu"))
-        loader = session.loader(model, ("next",), encoder.window, objective.ahead, encoder.reads | objective.reads)
+        told: tuple[Any, ...] = (objective,)
+        if "window" in inspect.signature(session.loader).parameters:  # before the loader asked the objective itself
+            told = (encoder.window, objective.ahead, encoder.reads | objective.reads)
+        loader = session.loader(model, ("next",), *told)
         taken = []
         for step, batch in zip(range(WARM + STEPS), loader.batches(0), strict=False):
             began = time.perf_counter()

@@ -88,6 +88,7 @@ class Batch(_Moves):
     targets: Targets | None = None
     users: Tensor | None = None  # [B] int64, row of the coded events (not the id)
     ends: Tensor | None = None  # [B] int64, absolute index into the coded events: the history ends before it
+    carried: Tensor | None = None  # [B] int64, the row of the batch before whose state each row goes on from; -1 = nobody's
 
     def rows(self, start: int, stop: int) -> Batch:
         """The rows from `start` to before `stop`; what is one for all rows stays."""

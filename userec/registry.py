@@ -41,6 +41,8 @@ DEFAULTS: tuple[str, ...] = (
     "userec.builtin.same_category",
     "userec.builtin.rating_baselines",
     "userec.builtin.next_item",
+    "userec.builtin.cloze",
+    "userec.builtin.future",
     "userec.builtin.labelled",
     "userec.builtin.ranking",
     "userec.builtin.classification",

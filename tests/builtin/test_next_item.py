@@ -178,9 +178,8 @@ def test_popularity_corrects_by_the_share_of_counts() -> None:
     assert abs(float(plain.loss(encoder, batch).loss) - float(expected)) > 1e-3
 
 
-@pytest.mark.parametrize("shared", [False, True])
-def test_in_batch_draws_answers_and_voids_those_of_ones_own_row(shared: bool) -> None:
-    ask, encoder = objective(negatives=6, sampler="in_batch", shared=shared), toy()
+def test_answers_of_the_batch_are_negatives_and_those_of_ones_own_row_are_void() -> None:
+    ask, encoder = objective(in_batch=6), toy()
     batch = ask.prepare(raw(), rng())
     asked = batch.targets.weight > 0
     answers = batch.targets.answer[asked]
@@ -195,6 +194,40 @@ def test_in_batch_draws_answers_and_voids_those_of_ones_own_row(shared: bool) ->
         assert torch.isfinite(values[0])
     assert torch.allclose(log_q[:, 0], (torch.tensor(COUNTS)[answers] / 100).log())
     assert torch.isfinite(ask.loss(encoder, batch).loss)
+
+
+@pytest.mark.parametrize(("sampler", "alpha"), [("uniform", 1.0), ("popularity", 0.5)])
+def test_two_pools_are_one_mixture_and_draws_void_the_answer_alone(sampler: str, alpha: float) -> None:
+    ask, encoder = objective(in_batch=2, negatives=30, sampler=sampler, alpha=alpha), toy()
+    batch = ask.prepare(raw(), rng())
+    answers = batch.targets.answer[batch.targets.weight > 0]
+    ids = batch.targets.query.ids[0]
+    assert ids.shape == (1, 32)
+    assert set(ids[0, :2].tolist()) <= set(answers.tolist())
+    p = torch.tensor(COUNTS).double() / 100
+    r = p**alpha / (p**alpha)[2:].sum() if sampler == "popularity" else torch.full((N,), 1 / 10).double()
+    mixture = ((2 * p + 30 * r) / 32).log()
+    log_q = ask._log_q(batch.targets).double()
+    assert torch.allclose(log_q[:, 0], mixture[answers], atol=1e-5)
+    drawn = ids[:, 2:].expand(len(answers), -1)
+    void = drawn == answers[:, None]
+    assert void.any()
+    assert log_q[:, 3:][void].isinf().all()
+    assert torch.allclose(log_q[:, 3:][~void], mixture[drawn[~void]], atol=1e-5)
+    scores = encoder.score(encoder.encode(batch.history), dataclasses.replace(batch.targets.query, ids=None))
+    scores = scores[batch.targets.weight > 0][..., 0]  # [N, n]
+    logits = torch.cat([scores.gather(1, answers[:, None]), scores[:, ids[0]]], 1) - log_q
+    expected = -logits.log_softmax(1)[:, 0].mean()
+    assert float(ask.loss(encoder, batch).loss) == pytest.approx(float(expected), rel=1e-5)
+
+
+def test_elu_bends_negative_scores_of_bpr_max() -> None:
+    scores = torch.tensor([[0.5, -2.0, 1.0, -0.3]])
+    bent = torch.where(scores > 0, scores, 0.7 * (scores.exp() - 1))
+    assert torch.allclose(prices.bpr_max(scores, elu=0.7), prices.bpr_max(bent))
+    batch, encoder = objective(negatives=4, price="bpr_max").prepare(raw(), rng()), toy()
+    losses = {elu: float(objective(negatives=4, price="bpr_max", elu=elu).loss(encoder, batch).loss) for elu in (0.0, 0.7)}
+    assert losses[0.0] != losses[0.7]
 
 
 def test_column_zero_is_the_answer_and_nothing_reserved_is_drawn() -> None:
@@ -213,7 +246,9 @@ def test_the_draw_is_a_function_of_the_generator() -> None:
     assert not torch.equal(drawn[0], drawn[2])
 
 
-@pytest.mark.parametrize("settings", [{}, *({"negatives": 3, **one} for one in SAMPLED), {"negatives": 3, "sampler": "in_batch"}])
+@pytest.mark.parametrize(
+    "settings", [{}, *({"negatives": 3, **one} for one in SAMPLED), {"in_batch": 3}, {"in_batch": 3, "negatives": 3}]
+)
 @pytest.mark.parametrize("shared", [False, True])
 def test_a_batch_without_questions_costs_nothing(settings: dict[str, Any], shared: bool) -> None:
     if shared and "negatives" not in settings:
@@ -257,10 +292,10 @@ def test_a_wrong_setting_is_named(settings: dict[str, Any]) -> None:
         objective(**settings)
 
 
-@pytest.mark.parametrize("sampler", ["popularity", "in_batch"])
-def test_a_counted_sampler_without_training_events_is_refused(sampler: str) -> None:
-    with pytest.raises(UserError, match=f"sampler '{sampler}' needs the training events"):
-        NextItem(parse(NextItem.Config, {"negatives": 3, "sampler": sampler}, "objective"), build())
+@pytest.mark.parametrize("settings", [{"sampler": "popularity"}, {"in_batch": 2}])
+def test_a_counted_sampler_without_training_events_is_refused(settings: dict[str, Any]) -> None:
+    with pytest.raises(UserError, match="needs the training events of 'item'; set objective"):
+        NextItem(parse(NextItem.Config, {"negatives": 3, **settings}, "objective"), build())
 
 
 @pytest.mark.parametrize("sampler", ["uniform", "popularity"])

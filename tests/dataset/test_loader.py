@@ -50,7 +50,7 @@ def loader(lengths: list[int], labels: dict[str, Labels] | None = None, task: st
     chosen = {
         "window": 5,
         "ahead": 1,
-        "any_position": True,
+        "whole": True,
         "fields": ["time"],
         "seed": 3,
         "config": BatchConfig(rows=4, bucket=2),
@@ -68,9 +68,11 @@ def spans(rows: Rows, store: Events) -> list[list[int]]:
 def test_windows_overlap_by_ahead_and_ask_each_transition_once(lengths: list[int], window: int, ahead: int) -> None:
     store = events(lengths)
     found = spans(windows(store, window, ahead, last=False), store)
-    assert all(1 + ahead <= len(row) <= window + ahead for row in found)
+    assert all(1 + min(ahead, 1) <= len(row) <= window + ahead for row in found)
     # a row asks at all but its last `ahead` events; each event that has `ahead` after it is asked at exactly once
-    places = Counter(place for row in found for place in row[: len(row) - ahead])
+    places = Counter(place for row in found for place in row[: max(len(row) - ahead, 0)])
+    # and nobody with an event to ask for is left out
+    assert {int(store.owner[row[0]]) for row in found} == {u for u, size in enumerate(lengths) if size > min(ahead, 1)}
     wanted = [
         place for user, size in enumerate(lengths) for place in range(store.offsets[user], store.offsets[user] + size - ahead)
     ]
@@ -117,10 +119,10 @@ def rows_of(batches: list[Batch]) -> list[tuple[int, ...]]:
 
 @given(LENGTHS, st.integers(1, 9), st.booleans())
 @settings(derandomize=True, deadline=None, max_examples=40)
-def test_batch_size_does_not_change_what_is_asked(lengths: list[int], rows: int, any_position: bool) -> None:
+def test_batch_size_does_not_change_what_is_asked(lengths: list[int], rows: int, whole: bool) -> None:
     lengths = [*lengths, 5]
-    one = loader(lengths, any_position=any_position)
-    other = loader(lengths, any_position=any_position, config=BatchConfig(rows=rows, tokens=20))
+    one = loader(lengths, whole=whole)
+    other = loader(lengths, whole=whole, config=BatchConfig(rows=rows, tokens=20))
     assert Counter(rows_of(list(one.batches(0)))) == Counter(rows_of(list(other.batches(1))))
 
 

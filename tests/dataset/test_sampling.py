@@ -7,7 +7,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from userec.dataset.sampling import InBatch, Popularity, Uniform
+from userec.dataset.sampling import Popularity, Uniform
 from userec.errors import UserError
 
 
@@ -56,22 +56,9 @@ def test_popularity_redraws_collisions_and_voids_the_rest() -> None:
     assert (void == float("inf")).all()
 
 
-def test_in_batch_takes_other_rows_and_voids_its_own() -> None:
-    log_p = torch.log(torch.tensor([1.0, 1.0, 0.5, 0.3, 0.2]))
-    positives = torch.tensor([2, 3, 2, 4, 0])
-    ids, log_q = InBatch(log_p).draw(positives, 99, seeded())
-    assert ids.shape == log_q.shape == (5, 5)
-    assert sorted(ids[0].tolist()) == [0, 2, 2, 3, 4]
-    void = (ids == positives[:, None]) | (ids == 0)
-    assert torch.isinf(log_q[void]).all()
-    assert torch.allclose(log_q[~void], log_p[ids[~void]])
-    few, _ = InBatch(log_p).draw(positives, 2, seeded())
-    assert few.shape == (5, 2)
-
-
 def test_chance_lies_in_the_generator_alone() -> None:
     counts, positives = torch.tensor([0, 0, 3, 4, 5, 6]), torch.tensor([2, 3, 4])
-    for sampler in (Uniform(6), Popularity(counts), InBatch(counts.float())):
+    for sampler in (Uniform(6), Popularity(counts)):
         first = sampler.draw(positives, 3, seeded(1))[0]
         assert torch.equal(first, sampler.draw(positives, 3, seeded(1))[0])
 

@@ -23,11 +23,11 @@ def parts(tmp_path_factory):
     return registry, coded
 
 
-def session_of(parts, toy, **train):
+def session_of(parts, toy, batch=None, **train):
     registry, coded = parts
     plugins = {**registry.plugins, "encoders": {**registry.plugins["encoders"], toy.name: toy}}
     said = {"encoder": {"name": toy.name}, "objective": {"name": "next_item"}}
-    said |= {"split": {"name": "leave_last"}, "batch": {"rows": 8}, "train": train}
+    said |= {"split": {"name": "leave_last"}, "batch": {"rows": 8, **(batch or {})}, "train": train}
     session = open_session(plugins, coded, said)
     return session, session.run.experiment
 
@@ -58,9 +58,14 @@ def test_the_same_seed_gives_the_same_weights_and_another_seed_others(parts, toy
     assert not same(found[0], found[2])
 
 
-@pytest.mark.parametrize("train", [{"epochs": 4}, {"steps": 17, "validate_steps": 4}])
-def test_a_run_cut_in_the_middle_and_resumed_ends_as_if_nothing_had_been(parts, toy, train, tmp_path, monkeypatch):
-    session, experiment = session_of(parts, toy, **train)
+@pytest.mark.parametrize(
+    ("train", "batch"), [({"epochs": 4}, {}), ({"steps": 17, "validate_steps": 4}, {}), ({"steps": 17}, {"carry": 2})]
+)
+def test_a_run_cut_in_the_middle_and_resumed_ends_as_if_nothing_had_been(parts, train, batch, tmp_path, monkeypatch):
+    from userec.testing import toys
+
+    toy = toys.Stateful if batch else toys.Dot
+    session, experiment = session_of(parts, toy, batch, **train)
     whole = session.compose(experiment)
     session.train(whole, tmp_path / "whole")
 
@@ -79,7 +84,7 @@ def test_a_run_cut_in_the_middle_and_resumed_ends_as_if_nothing_had_been(parts, 
         return step(self, batches)
 
     monkeypatch.setattr(trainer.Trainer, "_step", cut)
-    session, experiment = session_of(parts, toy, **train, checkpoint_seconds=0)
+    session, experiment = session_of(parts, toy, batch, **train, checkpoint_seconds=0)
     half = session.compose(experiment)
     with pytest.raises(Cut):
         session.train(half, tmp_path / "half")
@@ -246,3 +251,42 @@ def test_a_checkpoint_of_other_data_is_told(parts, toy, tmp_path):
         checkpoint.save(tmp_path, "last", tensors, spoilt)
         with pytest.raises(UserError, match="does not fit, the data or a plugin changed"):
             session.train(session.compose(experiment), tmp_path, resume=True)
+
+
+def test_a_state_that_is_carried_makes_stretches_a_whole(parts):
+    from userec.testing import toys
+
+    session, experiment = session_of(parts, toys.Stateful, {"carry": 3, "rows": 4})
+    model = session.compose(experiment)
+    model.encoder.begin_task(("next",), "train")
+    model.encoder.items.reset(std=1.0)
+    objective = model.build.objective("next_item")  # over the whole catalogue: nothing is drawn
+    learner = GradientLearner(
+        model.encoder.eval(), objective, experiment.train.model_copy(update={"lr": 1e-30}), 0, torch.device("cpu")
+    )
+    stream = session.loader(model, ("next",), objective)
+    parted = [learner.step([batch], 0, 0.0, 9) for batch in stream.batches(0)]
+    rows = session.loader(session.compose(session_of(parts, toys.Stateful)[1]), ("next",), objective)
+    whole = [learner.step([batch], 0, 0.0, 9) for batch in rows.batches(0)]
+    losses = [sum(values["loss"] * targets for values, targets in found) for found in (parted, whole)]
+    assert sum(targets for _, targets in parted) == sum(targets for _, targets in whole)
+    assert losses[0] == pytest.approx(losses[1], rel=1e-4)
+    learner.carried = {}
+    forgetful = []
+    for batch in stream.batches(0):
+        forgetful.append(learner.step([batch], 0, 0.0, 9))
+        learner.carried = {}
+    assert sum(values["loss"] * targets for values, targets in forgetful) != pytest.approx(losses[1], rel=1e-4)
+
+
+def test_what_cannot_carry_a_state_is_refused(parts, toy):
+    from userec.testing import toys
+
+    session, experiment = session_of(parts, toy, {"carry": 3})
+    with pytest.raises(UserError, match=r"batch\.carry=3 needs CARRY_STATE; encoder 'toy-dot' offers"):
+        session.train(session.compose(experiment))
+    session, experiment = session_of(parts, toys.Stateful, {"carry": 3})
+    model = session.compose(experiment)
+    model.encoder.window = 2
+    with pytest.raises(UserError, match=r"batch\.carry=3 is more than encoder\.window=2"):
+        session.train(model)

@@ -29,6 +29,8 @@ class BatchConfig(Config):
     """Padded events a batch, at most (a longer row is a batch of its own)."""
     windows: Literal["all", "last"] = "all"
     """All windows of a user's training events, or the newest alone."""
+    carry: int | None = Setting(None, ge=1)
+    """Session-parallel reading: `rows` users side by side, so many events of each a batch, and the state carried on."""
     bucket: int = Setting(50, ge=1)
     """Batches a shuffled block, inside which rows are sorted by length."""
     eval_rows: int = Setting(1024, ge=1)
@@ -57,11 +59,13 @@ class Rows:
 
 
 def windows(events: Events, window: int | None, ahead: int, last: bool) -> Rows:
-    """Windows of `window + ahead` events from the newest backwards, overlapping by `ahead`; at least `1 + ahead` long.
+    """Windows of `window + ahead` events from the newest backwards, overlapping by `ahead`; the oldest may be shorter, but has an
+    event, and one ahead where any are.
 
     With `ahead` 1 every transition from an event to the next lies in exactly one window."""
-    spare = events.lengths - 1 - ahead
-    counts = (spare >= 0).astype(np.int64) if window is None or last else np.where(spare >= 0, spare // window + 1, 0)
+    counts = (events.lengths > min(ahead, 1)).astype(np.int64)
+    if window is not None and not last:
+        counts += (events.lengths - 1 - ahead).clip(min=0) // window
     user = np.repeat(np.arange(events.users), counts)
     back = ragged(np.zeros_like(counts), counts) * (window or 0)
     return Rows(user, events.offsets[user + 1] - back, None if window is None else window + ahead)
@@ -138,7 +142,7 @@ def cut(lengths: np.ndarray, rows: int, tokens: int | None) -> np.ndarray:
 class TrainLoader:
     """Batches of one task: windows of the training events for the task of events, one row a label for any other.
 
-    `ahead` events past `window` are the objective's to look at. Without `any_position` each question has a row of its own."""
+    `ahead` events past `window` are the objective's to look at. Without `whole` rows each question has a row of its own."""
 
     def __init__(
         self,
@@ -149,7 +153,7 @@ class TrainLoader:
         task: str,
         window: int | None,
         ahead: int,
-        any_position: bool,
+        whole: bool,
         fields: Collection[str],
         seed: int,
     ) -> None:
@@ -160,7 +164,7 @@ class TrainLoader:
         if self.labels is not None:
             self.rows = Rows(self.labels.user, self.labels.end, window)
         else:
-            self.rows = (windows if any_position else prefixes)(division.train, window, ahead, config.windows == "last")
+            self.rows = (windows if whole else prefixes)(division.train, window, ahead, config.windows == "last")
         self.lengths = self.collator.lengths(self.rows)
         self._plan: tuple[int, list[np.ndarray]] | None = None
 

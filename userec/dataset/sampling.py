@@ -57,18 +57,3 @@ class Popularity:
     def _sample(self, shape: tuple[int, ...], rng: torch.Generator) -> Tensor:
         drawn = torch.rand(shape, generator=rng, dtype=torch.float64, device=self.cdf.device) * self.cdf[-1]
         return torch.searchsorted(self.cdf, drawn, right=True).clamp(max=int(self.p.nonzero()[-1]))
-
-
-class InBatch:
-    """The positives of other rows; a row that shares its positive, and padding, is void."""
-
-    def __init__(self, log_p: Tensor) -> None:
-        self.log_p = log_p  # [n] how likely an item is to be somebody's positive
-
-    def draw(self, positives: Tensor, count: int, rng: torch.Generator) -> tuple[Tensor, Tensor]:
-        """The same `count` positives for every row, drawn without replacement; all of them, [N, N], where there are fewer."""
-        chosen = torch.randperm(len(positives), generator=rng, device=positives.device)[:count]
-        ids = positives[chosen]  # [C]
-        void = (ids == positives[:, None]) | (ids < FIRST)  # [N, C]
-        log_q = self.log_p[ids].float().expand(void.shape).masked_fill(void, math.inf)
-        return ids.expand(void.shape), log_q

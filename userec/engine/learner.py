@@ -46,6 +46,8 @@ class GradientLearner:
         self.encoder, self.objective, self.config, self.seed, self.device = encoder, objective, config, seed, device
         self.parameters = [*encoder.parameters(), *objective.parameters()]
         self.optimizer = make_optimizer(self.parameters, config)
+        self.carried: dict[str, Tensor] = {}
+        """{name: [B, ...]}: what the last batch left, where the loader carries states on."""
 
     @property
     def way_out(self) -> str:
@@ -73,6 +75,7 @@ class GradientLearner:
             torch.manual_seed(int(dropped))
             prepared = self.objective.prepare(batch, rng)
             prepared = dataclasses.replace(prepared, history=dataclasses.replace(prepared.history, epoch=epoch)).to(self.device)
+            prepared = self._carry_on(prepared)
             with torch.autocast(self.device.type, torch.bfloat16, enabled=self.config.precision == "bf16"):
                 result = self.objective.loss(self.encoder, prepared)
             if not torch.isfinite(result.loss):
@@ -80,6 +83,8 @@ class GradientLearner:
                     f"the loss is {float(result.loss.detach())} at step {step + 1}, epoch {int(epoch) + 1},"
                     f" task {', '.join(map(repr, batch.history.tasks))}: {self.way_out}"
                 )
+            if prepared.carried is not None and result.state is not None:
+                self.carried = {name: value.detach() for name, value in result.state.items()}
             (result.loss if len(batches) == 1 else result.loss * result.targets).backward()
             targets += result.targets
             for name, value in {"loss": result.loss, **result.parts}.items():
@@ -90,6 +95,16 @@ class GradientLearner:
             values["grad_norm"] = float(torch.nn.utils.clip_grad_norm_(self.parameters, self.config.clip_norm))
         self.optimizer.step()
         return values, targets
+
+    def _carry_on(self, batch: Batch) -> Batch:
+        """The batch with the states that its rows go on from: zeros where they begin."""
+        if batch.carried is None or not self.carried:
+            return batch
+        state = {}
+        for name, value in self.carried.items():
+            fresh = (batch.carried < 0).reshape(-1, *[1] * (value.dim() - 1))
+            state[name] = value[batch.carried.clamp(min=0)].masked_fill(fresh, 0)
+        return dataclasses.replace(batch, history=dataclasses.replace(batch.history, state=state))
 
 
 def count(encoder: Encoder, batches: Iterable[Batch], device: torch.device) -> int:

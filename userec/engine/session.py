@@ -22,6 +22,7 @@ from userec.dataset.data import SplitData
 from userec.dataset.events import Coded
 from userec.dataset.loader import TrainLoader
 from userec.dataset.split import Division, target_hash
+from userec.dataset.stream import StreamLoader
 from userec.encoder.contract import Encoder, has_scores
 from userec.engine import checkpoint
 from userec.engine.compose import Builder, Describe, Plugins, by_name, check, configure, misfits, trainable
@@ -31,6 +32,7 @@ from userec.engine.trainer import Progress, Trainer
 from userec.errors import UserError, unknown
 from userec.evaluator.contract import Evaluator, Metric, Split
 from userec.evaluator.slices import restrict, slices_of
+from userec.objective.contract import Objective
 from userec.report import Row
 from userec.schema import FIRST, Task
 
@@ -210,20 +212,28 @@ class Session:
             named.append(("objective", "objectives", experiment.objective.name))
         return {word: self.host.origin(kind, name) for word, kind, name in named}
 
-    def loader(self, model: Model, tasks: tuple[str, ...], window: int | None, ahead: int, reads: frozenset[str]) -> TrainLoader:
-        """Training rows of a task group, cut as the encoder can use them."""
-        any_position = Can.ANY_POSITION in model.encoder.offers or not trainable(model.encoder)
-        return TrainLoader(
-            self.coded,
-            self.division,
-            config=model.experiment.batch,
-            task=tasks[0],
-            window=window,
-            ahead=ahead,
-            any_position=any_position,
-            fields=reads,
-            seed=model.experiment.seed,
-        )
+    def loader(self, model: Model, tasks: tuple[str, ...], objective: Objective | None) -> TrainLoader | StreamLoader:
+        """Training rows of a task group, cut as the encoder can use them and the objective, None = counting, asks."""
+        encoder, config = model.encoder, model.experiment.batch
+        reads = encoder.reads if objective is None else encoder.reads | objective.reads
+        told: dict[str, Any] = {"task": tasks[0], "fields": reads, "seed": model.experiment.seed, "config": config}
+        ahead = 0 if objective is None else objective.ahead
+        if config.carry is not None and objective is not None:
+            self._check_carry(encoder, config.carry, tasks[0])
+            return StreamLoader(self.coded, self.division, carry=config.carry, ahead=ahead, **told)
+        whole = objective is None or objective.windows or Can.ANY_POSITION in encoder.offers
+        window = None if objective is None else encoder.window
+        return TrainLoader(self.coded, self.division, window=window, ahead=ahead, whole=whole, **told)
+
+    def _check_carry(self, encoder: Encoder, carry: int, task: str) -> None:
+        """Raises UserError where a state cannot be carried from batch to batch."""
+        name, missing = f"batch.carry={carry}", (Can.CARRY_STATE | Can.ANY_POSITION) & ~encoder.offers
+        if missing:
+            raise UserError(f"{name} needs {missing.words}; encoder {encoder.name!r} offers {encoder.offers.words}")
+        if encoder.window is not None and carry > encoder.window:
+            raise UserError(f"{name} is more than encoder.window={encoder.window}: a stretch must fit into the window")
+        if not self.coded.schema.task(task).events:
+            raise UserError(f"{name} reads events one after another; task {task!r} has labels: leave batch.carry out")
 
     def _train_by_gradient(self, model: Model, tasks: tuple[str, ...], phase: str, folder: Path | None, resume: bool) -> None:
         encoder, experiment = model.encoder, model.experiment
@@ -231,7 +241,7 @@ class Session:
         objective = model.build.objective(experiment.objective).to(self.device)
         objective.begin_task(encoder, tasks, phase)
         encoder.to(self.device)
-        loader = self.loader(model, tasks, encoder.window, objective.ahead, encoder.reads | objective.reads)
+        loader = self.loader(model, tasks, objective)
         if loader.steps(0) == 0:
             raise UserError(
                 f"no training rows for task {tasks[0]!r}: split {self.division.name!r} left none; choose another --split"
@@ -245,7 +255,7 @@ class Session:
         objective.end_task(encoder, tasks, phase)
 
     def _count(self, model: Model, tasks: tuple[str, ...]) -> None:
-        loader = self.loader(model, tasks, None, 0, model.encoder.reads)
+        loader = self.loader(model, tasks, None)
         began = time.perf_counter()
         targets = count(model.encoder, loader.batches(0), self.device)
         model.progress = Progress(epoch=1, targets=targets, seconds=time.perf_counter() - began, done=True)

@@ -15,6 +15,7 @@ import torch
 
 from userec.batch import Batch
 from userec.dataset.loader import TrainLoader
+from userec.dataset.stream import StreamLoader
 from userec.engine import checkpoint
 from userec.engine.experiment import TrainConfig
 from userec.engine.learner import GradientLearner
@@ -50,7 +51,7 @@ class Trainer:
     def __init__(
         self,
         learner: GradientLearner,
-        loader: TrainLoader,
+        loader: TrainLoader | StreamLoader,
         config: TrainConfig,
         validate: Callable[[], Metric | None],
         notify: Callable[[int, int, dict[str, float]], None],
@@ -190,7 +191,7 @@ class Trainer:
             about = {**self.about, "step": self.progress.step, "total": self.total, "progress": vars(self.progress)}
             if name == "last":
                 optimizer, about["groups"] = checkpoint.flatten_optimizer(self.learner.optimizer)
-                tensors |= optimizer
+                tensors |= optimizer | {f"carried.{key}": value for key, value in self.learner.carried.items()}
             checkpoint.save(self.folder, name, tensors, about)
             self.saved = time.monotonic()
 
@@ -209,6 +210,7 @@ class Trainer:
             self.learner.encoder.load_state_dict(checkpoint.part(tensors, "encoder"))
             self.learner.objective.load_state_dict(checkpoint.part(tensors, "objective"))
             checkpoint.restore_optimizer(self.learner.optimizer, tensors, about["groups"])
+            self.learner.carried = {key: x.to(self.learner.device) for key, x in checkpoint.part(tensors, "carried").items()}
             self.progress = Progress(**about["progress"])
         except (RuntimeError, ValueError, TypeError, KeyError) as error:
             why = str(error).splitlines()[-1].strip()

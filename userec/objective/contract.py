@@ -35,6 +35,9 @@ class Objective(nn.Module, Plugin, ABC):
     """Fields that this objective predicts: an encoder that reads one is refused."""
     ahead: int = 0
     """Events past the window that `prepare` may look at (next item 1, future W)."""
+    windows: bool = False
+    """Whether a row is asked about many of its events whatever the encoder; else one that answers a single position at a time
+    gets a row a question."""
     odds: bool = False
     """Whether its price makes a score a log-odds: then 1 / (1 + exp(-score)) is a probability."""
     variants: ClassVar[tuple[Mapping[str, Any], ...]] = ()

@@ -48,10 +48,12 @@ def bpr(scores: Tensor, log_q: Tensor | None = None) -> Tensor:
     return lost.sum(-1) / live.sum(-1).clamp(min=1)
 
 
-def bpr_max(scores: Tensor, log_q: Tensor | None = None, regularisation: float = 1.0) -> Tensor:
+def bpr_max(scores: Tensor, log_q: Tensor | None = None, regularisation: float = 1.0, elu: float = 0.0) -> Tensor:
     """-log sum_j w_j sigma(s+ - s_j) + regularisation * sum_j w_j s_j^2, w = softmax of the negatives (GRU4Rec 2018, eq. 9).
 
-    A question whose negatives are all void costs nothing."""
+    With `elu` > 0 every score goes through ELU of that alpha first (GRU4Rec's code). A question whose negatives are all void
+    costs nothing."""
+    scores = F.elu(scores, elu) if elu > 0 else scores
     negatives, live = scores[..., 1:], _live(scores, log_q)
     some = live.any(-1)
     void = ~live & some.unsqueeze(-1)
