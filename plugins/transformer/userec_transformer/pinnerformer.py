@@ -6,13 +6,14 @@ item is an MLP on its embedding and the L2 norm. The score is <token, item> / ta
 time t is [cos(2 pi t / p_i + phi_i), sin(...) of fixed periods p_i with learned phases; log t]: the event's own time with periods
 from a quarter of an hour to a year, and the gap to the previous event with 32 periods from a second to four weeks.
 
-The recipe asks the dense all-action question: each position of a row that ends before a cut is asked for one random event behind
-the cut, by a softmax over uniform negatives and answers of the batch, corrected by log Q of the mixture (section 3.2).
+The recipe asks the dense all-action question: each position of a row that ends before a cut is asked for one random event
+behind the cut, by a softmax over uniform negatives and answers of the batch, corrected by log Q of the mixture (section 3.2).
 
-Where we depart: there are no PinSage embeddings, so items are ids with a learned embedding, and no surface or duration. The paper's
-third time, since the user's latest action, is off by default: it tells every position when later events are, so with
-`since_latest=true` the encoder is not causal, and is trained by `future` with `question=last` (all-action). The future is counted in
-events, not in 28 days (`objective.days`). Widths are made for MovieLens; the paper has H 768, D 256, 6 layers, 8 heads, M 256."""
+Where we depart: there are no PinSage embeddings, so items are ids with a learned embedding, and no surface or duration. The
+paper's third time, since the user's latest action, is off by default: it tells every position when later events are, so with
+`since_latest=true` the encoder is not causal, and is trained by `future` with `question=last` (all-action). The future is counted
+in events, not in 28 days (`objective.days`). Widths are made for MovieLens; the paper has H 768, D 256, 6 layers, 8 heads, M 256.
+Times are scaled to length one, the logarithm by that of four weeks. Dropout, tau's start and schedule are ours."""
 
 from __future__ import annotations
 
@@ -35,7 +36,20 @@ from userec_transformer.block import Block, start_small
 
 HOUR: Final = 3600
 DAY: Final = 24 * HOUR
-ABSOLUTE: Final = (HOUR // 4, HOUR // 2, HOUR, 2 * HOUR, 4 * HOUR, 8 * HOUR, 12 * HOUR, DAY, 7 * DAY, 28 * DAY, 91 * DAY, 365 * DAY)
+ABSOLUTE: Final = (
+    HOUR // 4,
+    HOUR // 2,
+    HOUR,
+    2 * HOUR,
+    4 * HOUR,
+    8 * HOUR,
+    12 * HOUR,
+    DAY,
+    7 * DAY,
+    28 * DAY,
+    91 * DAY,
+    365 * DAY,
+)
 """Periods of the event's own time, seconds; the paper tells their ends."""
 RELATIVE: Final = tuple(math.exp(i / 31 * math.log(28 * DAY)) for i in range(32))
 """Periods of a time between events, seconds: from 1 to four weeks, evenly in the logarithm."""
@@ -67,13 +81,15 @@ class PinnerFormerConfig(Config):
 
 
 class Cycles(nn.Module):
-    """Times [S] in whole seconds, none negative -> [S, 2 P + 1]: where each stands in every period, and its logarithm."""
+    """Times [S] in whole seconds, none negative -> [S, 2 P + 1]: where each stands in every period, and its logarithm.
+
+    All periods together are of length one, so that at the start they do not drown the item; the layer behind scales as it likes."""
 
     periods: Tensor  # [P] float64, seconds
 
     def __init__(self, periods: tuple[float, ...]) -> None:
         super().__init__()
-        self.width = 2 * len(periods) + 1
+        self.width, self.scale = 2 * len(periods) + 1, len(periods) ** -0.5
         self.register_buffer("periods", torch.tensor(periods, dtype=torch.float64), persistent=False)
         self.phases = nn.Parameter(torch.zeros(len(periods)))
 
@@ -83,11 +99,11 @@ class Cycles(nn.Module):
         share = (seconds / self.periods.double()).frac().to(self.phases.dtype)  # [S, P]
         angle = 2 * math.pi * share + self.phases
         log = seconds.log1p().to(self.phases.dtype) / math.log(28 * DAY)
-        return torch.cat([angle.cos(), angle.sin(), log], 1)
+        return torch.cat([angle.cos() * self.scale, angle.sin() * self.scale, log], 1)
 
 
 class PinnerFormer(Encoder):
-    """Tokens [B, L, D] of length one, of every position at once; the user is the token of his last event, zeros where he has none.
+    """Tokens [B, L, D] of length one, of every position; the user is the token of his last event, zeros where he has none.
 
     Positions count from the newest event: it is causal, but a token is not that of the history cut there."""
 
@@ -140,16 +156,14 @@ class PinnerFormer(Encoder):
             Block(attend, config.hidden, config.heads, inner, config.dropout, activation=F.gelu) for _ in range(config.layers)
         )
         self.norm = nn.LayerNorm(config.hidden)
-        self.user_tower = nn.Sequential(
-            nn.Linear(config.hidden, config.hidden), nn.GELU(), nn.Linear(config.hidden, config.dim)
-        )
+        self.user_tower = nn.Sequential(nn.Linear(config.hidden, config.hidden), nn.GELU(), nn.Linear(config.hidden, config.dim))
         self.item_tower = nn.Sequential(nn.Linear(config.dim, config.dim), nn.GELU(), nn.Linear(config.dim, config.dim))
         self.log_tau = nn.Parameter(torch.tensor(math.log(config.tau - LEAST_TAU)))
         nn.init.normal_(self.positions, std=0.02)
         start_small(self.blocks)
-        for tower in (self.user_tower, self.item_tower):
-            for layer in (tower[0], tower[2]):  # directions are all that is left of a tower's output: none is favoured
-                nn.init.zeros_(layer.bias)
+        for layer in [*self.user_tower, *self.item_tower]:
+            if isinstance(layer, nn.Linear):
+                nn.init.zeros_(layer.bias)  # of a tower's output only the direction is left: at the start none is favoured
 
     def begin_task(self, tasks: tuple[str, ...], phase: str) -> None:
         """Label spaces get their table."""
