@@ -83,7 +83,7 @@ class PinnerFormerConfig(Config):
 class Cycles(nn.Module):
     """Times [S] in whole seconds, none negative -> [S, 2 P + 1]: where each stands in every period, and its logarithm.
 
-    All periods together are of length one, so that at the start they do not drown the item; the layer behind scales as it likes."""
+    All periods together are of length one, so that they do not drown the item at the start."""
 
     periods: Tensor  # [P] float64, seconds
 
