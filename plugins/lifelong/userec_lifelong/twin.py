@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from userec.batch import Encoded, History, Query, gather_positions
 from userec.capability import Can
 from userec.config import Config
+from userec.encoder.blocks.dropout import Dropout
 from userec.encoder.blocks.heads import Heads
 from userec.encoder.blocks.item_features import ItemFeatures
 from userec.encoder.contract import Build, Encoder
@@ -125,7 +126,7 @@ class TWIN(Encoder):
         self.of_pair = nn.Linear(5 * dim, config.hidden)  # the first layer, by its columns: what a (user, target) pair changes,
         self.of_target = nn.Linear(dim, config.hidden, bias=False)  # what the target alone
         self.of_user = nn.Linear(dim, config.hidden, bias=False)  # and the user alone
-        self.top = nn.Sequential(nn.PReLU(), nn.Dropout(config.dropout), nn.Linear(config.hidden, 1))
+        self.top = nn.Sequential(nn.PReLU(), Dropout(config.dropout), nn.Linear(config.hidden, 1))
 
     def begin_task(self, tasks: tuple[str, ...], phase: str) -> None:
         """A label space gets its own table: a class is a candidate like an item."""

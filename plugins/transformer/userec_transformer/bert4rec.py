@@ -24,6 +24,7 @@ from torch.nn import functional as F
 from userec.batch import Encoded, History, Query, pack, unpack
 from userec.capability import Can
 from userec.config import Config
+from userec.encoder.blocks.dropout import Dropout
 from userec.encoder.blocks.heads import Heads
 from userec.encoder.contract import Build, Encoder
 from userec.errors import UserError
@@ -57,7 +58,7 @@ class BothWays(nn.Module):
         self.project, self.merge = nn.Linear(dim, 3 * dim), nn.Linear(dim, dim)
         self.widen, self.narrow = nn.Linear(dim, inner), nn.Linear(inner, dim)
         self.norm_attention, self.norm_feed = nn.LayerNorm(dim), nn.LayerNorm(dim)
-        self.drop = nn.Dropout(config.dropout)
+        self.drop = Dropout(config.dropout)
 
     def forward(self, x: Tensor, offsets: Tensor, max_len: int) -> Tensor:
         """User b's slots stand at offsets[b] to offsets[b + 1], at most `max_len`; each sees all of them, and no other."""
@@ -101,7 +102,7 @@ class BERT4Rec(Encoder):
         self.items = build.table("item", config.dim)
         self.labels = Heads(build, config.dim)
         self.positions = nn.Parameter(torch.empty(config.window + 1, config.dim))
-        self.norm, self.drop = nn.LayerNorm(config.dim), nn.Dropout(config.dropout)
+        self.norm, self.drop = nn.LayerNorm(config.dim), Dropout(config.dropout)
         attend = build.op("jagged_attention")
         self.blocks = nn.ModuleList(BothWays(config, attend) for _ in range(config.layers))
         self.head = nn.Sequential(nn.Linear(config.dim, config.dim), nn.GELU(), nn.LayerNorm(config.dim))

@@ -7,6 +7,8 @@ from collections.abc import Callable
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from userec.encoder.blocks.dropout import Dropout
+
 
 class Block(nn.Module):
     """x + attention(LN x), then x + W2 activation(W1 LN x): [S, D] -> [S, D], all users' events one after another.
@@ -29,7 +31,7 @@ class Block(nn.Module):
         self.norm_attention, self.norm_feed = nn.LayerNorm(dim), nn.LayerNorm(dim)
         self.project, self.merge = nn.Linear(dim, 3 * dim), nn.Linear(dim, dim)
         self.widen, self.narrow = nn.Linear(dim, inner), nn.Linear(inner, dim)
-        self.drop = nn.Dropout(dropout)
+        self.drop = Dropout(dropout)
 
     def forward(self, x: Tensor, offsets: Tensor, max_len: int) -> Tensor:
         """User b's events stand at offsets[b] to offsets[b + 1], at most `max_len`; each is made of his events up to itself."""

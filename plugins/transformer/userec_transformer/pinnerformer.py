@@ -29,6 +29,7 @@ from torch.nn import functional as F
 from userec.batch import Encoded, History, Query, gather_positions, pack, unpack
 from userec.capability import Can
 from userec.config import Config
+from userec.encoder.blocks.dropout import Dropout
 from userec.encoder.blocks.heads import Heads
 from userec.encoder.contract import Build, Encoder
 from userec.errors import UserError
@@ -150,7 +151,7 @@ class PinnerFormer(Encoder):
         width = config.dim + (config.action_dim if self.actions is not None else 0)
         self.enter = nn.Linear(width + sum(cycle.width for cycle in self.cycles), config.hidden)  # type: ignore[misc]
         self.positions = nn.Parameter(torch.empty(config.window, config.hidden))
-        self.drop = nn.Dropout(config.dropout)
+        self.drop = Dropout(config.dropout)
         attend, inner = build.op("jagged_attention"), config.inner or 4 * config.hidden
         self.blocks = nn.ModuleList(
             Block(attend, config.hidden, config.heads, inner, config.dropout, activation=F.gelu) for _ in range(config.layers)

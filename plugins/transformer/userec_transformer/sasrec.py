@@ -23,6 +23,7 @@ from torch.nn import functional as F
 from userec.batch import Encoded, History, gather_positions, pack, unpack
 from userec.capability import Can
 from userec.config import Config
+from userec.encoder.blocks.dropout import Dropout
 from userec.encoder.blocks.heads import Heads
 from userec.encoder.contract import Build, Encoder
 from userec.errors import UserError
@@ -77,7 +78,7 @@ class SASRec(Encoder):
         self.items = build.table("item", config.dim)
         self.labels = Heads(build, config.dim)
         self.positions = nn.Parameter(torch.empty(config.window, config.dim))
-        self.drop = nn.Dropout(config.dropout)
+        self.drop = Dropout(config.dropout)
         attend = build.op("jagged_attention")
         settings = config.dim, config.heads, config.inner or config.dim, config.dropout, config.attention_dropout
         self.blocks = nn.ModuleList(Block(attend, *settings) for _ in range(config.layers))
