@@ -10,7 +10,10 @@ from userec.markers import hookimpl
 
 @hookimpl
 def userec_encoders() -> Iterable[type[Encoder]]:
-    """SASRec."""
+    """SASRec, gSASRec, BERT4Rec, PinnerFormer."""
+    from userec_transformer.bert4rec import BERT4Rec
+    from userec_transformer.gsasrec import GSASRec
+    from userec_transformer.pinnerformer import PinnerFormer
     from userec_transformer.sasrec import SASRec
 
-    return [SASRec]
+    return [SASRec, GSASRec, BERT4Rec, PinnerFormer]

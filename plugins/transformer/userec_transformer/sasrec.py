@@ -12,7 +12,7 @@ a rate that decays linearly from 2e-3 where it is 1e-3 throughout."""
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from typing import Any, ClassVar
 
 import torch
@@ -27,6 +27,7 @@ from userec.encoder.blocks.dropout import Dropout
 from userec.encoder.blocks.heads import Heads
 from userec.encoder.contract import Build, Encoder
 from userec.errors import UserError
+from userec_transformer.block import Block, start_small
 
 
 class SASRecConfig(Config):
@@ -43,28 +44,6 @@ class SASRecConfig(Config):
     """Of attention weights, as the authors have it; slow on a CPU."""
     window: int = Setting(200, ge=1)
     """Last events used."""
-
-
-class Block(nn.Module):
-    """x + attention(LN x), then x + feed-forward(LN x): [S, D] -> [S, D], all users' events one after another."""
-
-    def __init__(self, config: SASRecConfig, attend: Callable[..., Tensor]) -> None:
-        super().__init__()
-        dim, inner = config.dim, config.inner or config.dim
-        self.config, self.attend = config, attend
-        self.norm_attention, self.norm_feed = nn.LayerNorm(dim), nn.LayerNorm(dim)
-        self.project, self.merge = nn.Linear(dim, 3 * dim), nn.Linear(dim, dim)
-        self.widen, self.narrow = nn.Linear(dim, inner), nn.Linear(inner, dim)
-        self.drop = Dropout(config.dropout)
-
-    def forward(self, x: Tensor, offsets: Tensor, max_len: int) -> Tensor:
-        """User b's events stand at offsets[b] to offsets[b + 1], at most `max_len`; each is made of his events up to itself."""
-        heads = self.config.heads
-        q, k, v = self.project(self.norm_attention(x)).unflatten(1, (3, heads, -1)).unbind(1)  # 3 x [S, H, D / H]
-        dropout = self.config.attention_dropout if self.training else 0.0
-        attended = self.attend(q, k, v, offsets, max_len=max_len, causal=True, dropout_p=dropout).flatten(1)  # [S, D]
-        x = x + self.drop(self.merge(attended))
-        return x + self.drop(self.narrow(self.drop(F.relu(self.widen(self.norm_feed(x))))))
 
 
 class SASRec(Encoder):
@@ -95,19 +74,17 @@ class SASRec(Encoder):
     def __init__(self, config: SASRecConfig, build: Build) -> None:
         super().__init__(config, build)
         if config.dim % config.heads:
-            raise UserError(f"encoder 'sasrec': encoder.dim {config.dim} is not a multiple of encoder.heads {config.heads}")
+            raise UserError(f"encoder {self.name!r}: encoder.dim {config.dim} is not a multiple of encoder.heads {config.heads}")
         self.items = build.table("item", config.dim)
         self.labels = Heads(build, config.dim)
         self.positions = nn.Parameter(torch.empty(config.window, config.dim))
         self.drop = Dropout(config.dropout)
         attend = build.op("jagged_attention")
-        self.blocks = nn.ModuleList(Block(config, attend) for _ in range(config.layers))
+        settings = config.dim, config.heads, config.inner or config.dim, config.dropout, config.attention_dropout
+        self.blocks = nn.ModuleList(Block(attend, *settings) for _ in range(config.layers))
         self.norm = nn.LayerNorm(config.dim)
         nn.init.normal_(self.positions, std=0.02)
-        for layer in self.blocks.modules():
-            if isinstance(layer, nn.Linear):
-                nn.init.normal_(layer.weight, std=0.02)
-                nn.init.zeros_(layer.bias)
+        start_small(self.blocks)
 
     def begin_task(self, tasks: tuple[str, ...], phase: str) -> None:
         """Label spaces get their table."""
