@@ -21,6 +21,10 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import pandas as pd
+
+from userec.evaluator.statistics import intervals
+
 HERE = Path(__file__).parent
 RESULTS = HERE / "results"
 WORK = HERE / ".work"
@@ -74,11 +78,24 @@ def parsed(given: list[str]) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("name", help="of the result file, MODEL-DATASET-seedN or MODEL-SETTING-DATASET-seedN")
     parser.add_argument("--beside", metavar="WHY", help="run beside other work, without the lock; the result has no times")
+    parser.add_argument("--users", metavar="FROM-TO", help="also keep the test NDCG@10 of users whose ids are in this range")
     asked = parser.parse_args(given[:cut])
     asked.words = given[cut + 1 :]
     if not asked.words:
         parser.error("what `userec run` is to do stands behind `--`")
     return asked
+
+
+def part(file: Path, report: dict[str, Any], users: str) -> dict[str, Any]:
+    """The model's test NDCG@10 of users whose ids are numbers in the range `FROM-TO`, with its 95 % bootstrap interval."""
+    first, last = (int(word) for word in users.split("-"))
+    rows = pd.read_parquet(file)
+    wanted = {"evaluator": "ranking", "split": "test", "metric": "ndcg@10", "encoder": report["experiment"]["encoder"]["name"]}
+    for column, value in wanted.items():
+        rows = rows[rows[column] == value]
+    values = rows[rows["user"].astype(int).between(first, last)].sort_values("user")["value"].to_numpy()
+    low, high = intervals(values[:, None])
+    return {"users": users, "n": len(values), "value": float(values.mean()), "low": float(low[0]), "high": float(high[0])}
 
 
 def main(given: list[str]) -> int:
@@ -101,6 +118,7 @@ def main(given: list[str]) -> int:
         "machine": machine(),
         "wall_s": round(time.monotonic() - began, 1),
         "seed": report["experiment"]["seed"],
+        **({} if asked.users is None else {"part": part(out / "per_user.parquet", report, asked.users)}),
     }
     RESULTS.mkdir(exist_ok=True)
     (RESULTS / f"{asked.name}.json").write_text(json.dumps({**about, "report": report}, indent=1) + "\n", encoding="utf-8")

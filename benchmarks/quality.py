@@ -223,6 +223,24 @@ def remarks(groups: list[list[Run]]) -> list[str]:
     return [*lines, ""] if lines else []
 
 
+def parted(groups: list[list[Run]]) -> list[str]:
+    """NDCG@10 of those users whom `measure.py --users` told apart, a table each such range."""
+    lines = []
+    for users in sorted({run.kept["part"]["users"] for group in groups for run in group if "part" in run.kept}):
+        found = [
+            (group[0].label, [run.kept["part"] for run in group if run.kept.get("part", {}).get("users") == users])
+            for group in groups
+        ]
+        rows = sorted(((label, parts) for label, parts in found if parts), key=lambda row: -mean(one["value"] for one in row[1]))
+        lines += [f"Users {users.replace('-', ' to ')} alone:", "", "| model | seeds | NDCG@10 | users |", "|---|---|---|---|"]
+        for label, parts in rows:
+            bounds = ", ".join(f"{mean(one[end] for one in parts):.4f}" for end in ("low", "high"))
+            shown = f"{mean(one['value'] for one in parts):.4f} [{bounds}]"
+            lines.append(f"| {label} | {len(parts)} | {shown} | {parts[0]['n']:,} |")
+        lines.append("")
+    return lines
+
+
 def section(protocol: Protocol, runs: list[Run]) -> list[str]:
     """A protocol's heading, and a table for all runs that compare; nothing where no run is of it."""
     lines = [f"## Ranking: {protocol.title}", "", protocol.says, ""]
@@ -244,7 +262,7 @@ def section(protocol: Protocol, runs: list[Run]) -> list[str]:
             popular = cell(find(first.report["baselines"], "ndcg@10"))
             cells = (first.label, seeds, *metrics, popular, f"{row['n']:,}", ranked(row), *costs(group))
             lines.append(f"| {' | '.join((*cells, *beside(first.name, first.dataset)))} |")
-        lines += ["", *remarks(groups)]
+        lines += ["", *remarks(groups), *parted(groups)]
     return lines if tables else []
 
 

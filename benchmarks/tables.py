@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
+import peers
+import scaling
 from quality import Run, cell, compared, find, grouped, load, test
 
 HERE = Path(__file__).parent
@@ -151,7 +153,8 @@ def page(results: Path = HERE / "results") -> str:
     lines = [HEAD, *by_protocol, *others(rest)]
     lines += [line for evaluator in SHOWN for line in judged(runs, evaluator)]
     lines += commands(runs)
-    for name, table in (("spine.json", speed), ("din-ranking.json", walk), ("kernels.json", kernels)):
+    grown = (("peers.json", peers.table), ("peers-quality.json", peers.quality_table), ("scaling.json", scaling.table))
+    for name, table in (("spine.json", speed), ("din-ranking.json", walk), ("kernels.json", kernels), *grown):
         lines += table(results / name) if (results / name).is_file() else []
     return "\n".join(lines).rstrip() + "\n"
 
