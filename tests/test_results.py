@@ -400,3 +400,9 @@ def test_measuring_nothing_is_refused(made, given, capsys):
         made.measure.main(given)
     assert told.value.code == 2
     assert "usage" in capsys.readouterr().err
+
+
+def test_other_users_than_the_goal_names_do_not_count(page):
+    parts = {"hstu": part(0.2, users="3000-6040"), "sasrec": part(0.1, users="3000-6040")}
+    text, _ = page(**{f"{name}_movielens_1m": result(0.17, encoder=name, part=told) for name, told in parts.items()})
+    assert "NDCG@10 of users 1 to 2999 is not measured beside sasrec's" in text
