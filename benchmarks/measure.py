@@ -13,6 +13,7 @@ import fcntl
 import json
 import os
 import platform
+import re
 import shlex
 import subprocess
 import sys
@@ -81,19 +82,25 @@ def parsed(given: list[str]) -> argparse.Namespace:
     parser.add_argument("--users", metavar="FROM-TO", help="also keep the test NDCG@10 of users whose ids are in this range")
     asked = parser.parse_args(given[:cut])
     asked.words = given[cut + 1 :]
+    if asked.users is not None and not re.fullmatch(r"\d+-\d+", asked.users):
+        parser.error(f"--users {asked.users}: two ids with a `-` between them, as 1-2999")
     if not asked.words:
         parser.error("what `userec run` is to do stands behind `--`")
     return asked
 
 
 def part(file: Path, report: dict[str, Any], users: str) -> dict[str, Any]:
-    """The model's test NDCG@10 of users whose ids are numbers in the range `FROM-TO`, with its 95 % bootstrap interval."""
+    """The model's test NDCG@10 of users whose ids are numbers in the range `FROM-TO`, with its 95 % bootstrap interval.
+
+    Raises ValueError where there is none."""
     first, last = (int(word) for word in users.split("-"))
     rows = pd.read_parquet(file)
     wanted = {"evaluator": "ranking", "split": "test", "metric": "ndcg@10", "encoder": report["experiment"]["encoder"]["name"]}
     for column, value in wanted.items():
         rows = rows[rows[column] == value]
     values = rows[rows["user"].astype(int).between(first, last)].sort_values("user")["value"].to_numpy()
+    if not len(values):
+        raise ValueError(f"--users {users}: no user of the test has such an id")
     low, high = intervals(values[:, None])
     return {"users": users, "n": len(values), "value": float(values.mean()), "low": float(low[0]), "high": float(high[0])}
 

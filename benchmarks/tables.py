@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import peers
 import scaling
-from quality import Run, cell, compared, find, grouped, load, test
+from quality import Run, behind, cell, compared, find, grouped, load, over_bias, test
 
 HERE = Path(__file__).parent
 PAGE = HERE.parent / "docs" / "results.md"
@@ -52,14 +53,18 @@ def others(runs: list[Run]) -> list[str]:
             seconds[1] = "-"
         costs = (*(["-", "-"] if "beside" in kept else seconds), f"{report['peak_rss_mb']:.0f}")
         lines.append("| " + " | ".join(map(str, (*names, *metrics, *costs, f"`{report['dataset']['target_hash']}`"))) + " |")
-    return [*lines, ""]
+    groups = grouped(run for run in runs if find(run.report["metrics"], "ndcg@10") is not None)
+    says = [(group[0], behind(group, groups)) for group in groups]
+    told = [f"- **{run.label}**, {run.dataset}: {' '.join(lacks)}" for run, lacks in says if lacks]
+    return [*lines, "", *told, *([""] if told else [])]
 
 
 def judged(runs: list[Run], evaluator: str) -> list[str]:
     """One row a metric of a kept run, its baselines beside it; of runs that differ in their seed alone, the first."""
-    first = [group[0] for group in grouped(run for run in runs if test(run.report["metrics"], evaluator))]
-    if not first:
+    groups = grouped(run for run in runs if test(run.report["metrics"], evaluator))
+    if not groups:
         return []
+    first = [group[0] for group in groups]
     names = list(dict.fromkeys(row["encoder"] for run in first for row in test(run.report["baselines"], evaluator)))
     columns = ("model", "data set", "task", "metric", "value", *names, "n")
     lines = [f"## {evaluator}", "", f"| {' | '.join(columns)} |", "|---" * len(columns) + "|"]
@@ -70,7 +75,7 @@ def judged(runs: list[Run], evaluator: str) -> list[str]:
                 values = [cell(beside.get((name, row["task"], row["metric"]))) for name in names]
                 about = (run.label, run.dataset, row["task"], row["metric"])
                 lines.append("| " + " | ".join(map(str, (*about, cell(row), *values, row["n"]))) + " |")
-    return [*lines, ""]
+    return [*lines, "", *(over_bias(groups) if evaluator == "rating" else [])]
 
 
 def commands(runs: list[Run]) -> list[str]:
@@ -83,9 +88,8 @@ def commands(runs: list[Run]) -> list[str]:
     return [*lines, ""]
 
 
-def speed(file: Path) -> list[str]:
+def speed(kept: dict[str, Any]) -> list[str]:
     """The spine's own speeds."""
-    kept = json.loads(file.read_text(encoding="utf-8"))
     rows = [(f"`{name}`, seconds", f"{value:.2f}", "0.4") for name, value in kept["startup_s"].items()]
     first, sasrec = kept["movielens_1m_first_batch_s"], kept["sasrec_movielens_1m"]
     rows += [
@@ -103,9 +107,8 @@ def speed(file: Path) -> list[str]:
     return [*lines, "", f"Made by `{kept['command']}` (commit {kept['commit']}, {kept['machine']}); medians.", ""]
 
 
-def walk(file: Path) -> list[str]:
+def walk(kept: dict[str, Any]) -> list[str]:
     """How long a target-aware model takes to rank a catalogue."""
-    kept = json.loads(file.read_text(encoding="utf-8"))
     widths = f"attention {'-'.join(map(str, kept['encoder']['attention']))}, head {'-'.join(map(str, kept['encoder']['hidden']))}"
     lines = ["## DIN ranks MovieLens-1M", "", "| what | seconds | goal, at most |", "|---|---|---|"]
     what = f"{kept['users']:,} users x {kept['items']:,} items, history {kept['encoder']['window']}, {widths}"
@@ -118,9 +121,8 @@ def walk(file: Path) -> list[str]:
     ]
 
 
-def kernels(file: Path) -> list[str]:
+def kernels(kept: dict[str, Any]) -> list[str]:
     """What the kernels chosen on a CPU win over the plain forms, alone and in training."""
-    kept = json.loads(file.read_text(encoding="utf-8"))
     lines = ["## Kernels on a CPU", "", "| op | at | pass | plain ms | chosen ms | times faster | goal, at least |"]
     lines.append("|---" * 7 + "|")
     for row in kept["ops"]:
@@ -155,7 +157,8 @@ def page(results: Path = HERE / "results") -> str:
     lines += commands(runs)
     grown = (("peers.json", peers.table), ("peers-quality.json", peers.quality_table), ("scaling.json", scaling.table))
     for name, table in (("spine.json", speed), ("din-ranking.json", walk), ("kernels.json", kernels), *grown):
-        lines += table(results / name) if (results / name).is_file() else []
+        if (results / name).is_file():
+            lines += table(json.loads((results / name).read_text(encoding="utf-8")))
     return "\n".join(lines).rstrip() + "\n"
 
 

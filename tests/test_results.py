@@ -2,10 +2,13 @@
 
 import importlib
 import json
+import math
 import subprocess
 from pathlib import Path
 from types import SimpleNamespace
 
+import numpy as np
+import pandas as pd
 import pytest
 
 ROOT = Path(__file__).parent.parent
@@ -15,7 +18,7 @@ HASH = "0123456789abcdef"
 @pytest.fixture(scope="module")
 def made():
     """The modules of benchmarks/ by name."""
-    names = ("measure", "published", "quality", "tables")
+    names = ("measure", "peers", "published", "quality", "scaling", "tables")
     with pytest.MonkeyPatch.context() as patch:
         patch.syspath_prepend(str(ROOT / "benchmarks"))
         yield SimpleNamespace(**{name: importlib.import_module(name) for name in names})
@@ -28,12 +31,16 @@ def metric(name, value, width=0.01, encoder=None, evaluator="ranking", items=370
 
 
 def result(ndcg, seed=1, encoder="sasrec", dataset="movielens-1m", split="leave_last", **changed):
-    """A small committed result; `changed` overrides dim, train_s, epochs, target_hash, items, beside and popular."""
+    """A small committed result; `changed` overrides dim, train_s, epochs, target_hash, items, beside, popular, part and rmse
+    (its own and that of rating_bias)."""
     items = changed.get("items", 3706)
     baselines = [
         metric("ndcg@10", 0.5, encoder="category_seen"),
         metric("ndcg@10", changed.get("popular", 0.02), encoder="popularity"),
     ]
+    rmse, bias = changed.get("rmse", (None, None))
+    if rmse is not None:
+        baselines += [rated(0.5, encoder="global_mean"), rated(bias, encoder="rating_bias")]
     report = {
         "experiment": {
             "dataset": {"name": dataset},
@@ -52,6 +59,7 @@ def result(ndcg, seed=1, encoder="sasrec", dataset="movielens-1m", split="leave_
             metric("ndcg@10", ndcg, items=items),
             metric("hr@10", 2 * ndcg),
             metric("auc~uniform1", 0.9, evaluator="click"),
+            *([] if rmse is None else [rated(rmse)]),
         ],
         "baselines": baselines,
         "timing": {"train_s": changed.get("train_s", 100), "targets_per_s": 1000.4, "epochs": changed.get("epochs", 60)},
@@ -65,7 +73,15 @@ def result(ndcg, seed=1, encoder="sasrec", dataset="movielens-1m", split="leave_
         "wall_s": 200,
         "seed": seed,
     }
-    return about | ({"beside": changed["beside"]} if "beside" in changed else {}) | {"report": report}
+    return about | {key: changed[key] for key in ("beside", "part") if key in changed} | {"report": report}
+
+
+def rated(value, encoder=None):
+    return metric("rmse", value, encoder=encoder, evaluator="rating") | {"task": "rating"}
+
+
+def part(value, users="1-2999"):
+    return {"users": users, "n": 2999, "value": value, "low": value - 0.01, "high": value + 0.02}
 
 
 @pytest.fixture
@@ -124,8 +140,8 @@ def test_published_values_stand_beside_with_items_protocol_and_source(page):
         newest_movielens_1m=result(0.1, encoder="newest"),
         hstu_movielens_1m=result(0.2, encoder="hstu"),
     )
-    assert rows["sasrec"][10].startswith("NDCG@10 0.1821, HR@10 0.3152<br>")
-    assert rows["sasrec"][11] == "3,416<br>3,416"
+    assert rows["sasrec"][10].startswith("NDCG@10 0.1622, HR@10 0.2877<br>NDCG@10 0.1603, HR@10 0.2853<br>")
+    assert rows["sasrec"][11] == "not told<br>3,706" + 4 * "<br>3,416"
     assert "cross-entropy over all items: antklen's repository" in rows["sasrec"][12]
     assert rows["newest"][10:] == ["none known in this protocol", "-", "-"]
     assert rows["hstu"][11] == "not told<br>3,706"
@@ -185,12 +201,126 @@ def test_a_missed_goal_and_a_value_no_better_than_popularity_are_told(page, made
         "prme_beauty": result(0.03, 1, "prme", "beauty"),
     }
     text, _ = page(**results)
-    assert "- **sasrec**: NDCG@10 0.1700 misses the goal of 0.176; not explained yet.\n" in text
-    assert "- **gsasrec" not in text
+    few = "Too few seeds: 1 of 3."
+    assert f"- **sasrec**: {few} NDCG@10 0.1700 misses the goal of 0.176; not explained yet.\n" in text
+    assert f"- **gsasrec (sasrec)**: {few}\n" in text
     assert "- **prme**: It does not beat popularity beyond the intervals.\n" in text
     monkeypatch.setitem(made.published.NOTES, ("sasrec", "movielens-1m"), "The schedule ends early.")
     text, _ = page(**results)
-    assert "- **sasrec**: NDCG@10 0.1700 misses the goal of 0.176. The schedule ends early.\n" in text
+    assert f"- **sasrec**: {few} NDCG@10 0.1700 misses the goal of 0.176. The schedule ends early.\n" in text
+
+
+@pytest.mark.parametrize(
+    ("dataset", "encoder", "seeds", "says"),
+    [
+        ("movielens-1m", "sasrec", 2, "Too few seeds: 2 of 3."),
+        ("movielens-1m", "sasrec", 3, None),
+        ("movielens-1m", "caser", 1, None),
+        ("movielens-100k", "caser", 1, "Too few seeds: 1 of 3."),
+        ("movielens-100k", "caser", 3, None),
+    ],
+)
+def test_too_few_seeds_are_told(page, dataset, encoder, seeds, says):
+    text, _ = page(**{f"{encoder}_{dataset}_seed{seed}": result(0.18, seed, encoder, dataset) for seed in range(1, seeds + 1)})
+    assert [line for line in text.splitlines() if line.startswith(f"- **{encoder}")] == (
+        [f"- **{encoder}**: {says}"] if says else []
+    )
+
+
+def test_a_row_that_misses_what_another_reaches_is_told_outside_the_protocols_too(page):
+    text, _ = page(
+        gru4rec_taobao=result(0.1, 1, "gru4rec", "taobao"),
+        hrnn_taobao=result(0.09, 1, "hrnn", "taobao"),
+        hrnn_beauty=result(0.09, 1, "hrnn", "beauty"),
+    )
+    assert "- **hrnn**, taobao: NDCG@10, 0.0900, is less than gru4rec's 0.1000.\n" in text
+    assert text.count("- **hrnn**") == 1
+
+
+@pytest.mark.parametrize(
+    ("tree", "other", "says"),
+    [
+        (0.09, {}, ["NDCG@10, 0.0900, is less than markov's 0.1000."]),
+        (0.1, {}, []),
+        (0.11, {"target_hash": "f" * 16}, ["NDCG@10 is not measured beside markov's."]),
+        (0.11, {"dataset": "diginetica", "split": "given"}, ["NDCG@10 is not measured beside markov's."]),
+    ],
+)
+def test_rows_are_held_against_one_another_on_the_same_questions(made, tree, other, says):
+    told = {"dataset": "beauty"} | other
+    own = [made.quality.Run("context_tree-beauty", result(tree, encoder="context_tree", dataset="beauty"))]
+    markov = [made.quality.Run(f"markov-{told['dataset']}", result(0.1, encoder="markov", **told))]
+    assert made.quality.behind(own, [own, markov]) == says
+    assert made.quality.behind(markov, [own, markov]) == []
+
+
+@pytest.mark.parametrize(
+    ("hstu", "sasrec", "says"),
+    [
+        (0.106, 0.1, "; in its place, of users 1-2999 it is at least 1.05 times sasrec's."),
+        (0.104, 0.1, "; NDCG@10 of users 1 to 2999, 0.1040, is less than 1.05 times sasrec's 0.1000; not explained yet."),
+        (0.106, None, "; NDCG@10 of users 1 to 2999 is not measured beside sasrec's; not explained yet."),
+    ],
+)
+def test_hstu_may_reach_its_goal_on_users_whose_times_are_exact(page, hstu, sasrec, says):
+    parts = {} if sasrec is None else {"part": part(sasrec)}
+    text, _ = page(hstu_movielens_1m=result(0.17, encoder="hstu", part=part(hstu)), sasrec_movielens_1m=result(0.18, **parts))
+    assert f"- **hstu**: NDCG@10 0.1700 misses the goal of 0.180{says}\n" in text
+
+
+def test_hstu_that_reaches_its_goal_needs_no_other(page):
+    text, _ = page(hstu_movielens_1m=result(0.18, encoder="hstu"))
+    assert "- **hstu**" not in text
+
+
+@pytest.mark.parametrize(("encoder", "rmse", "told"), [("rrn", 0.9, False), ("rrn", 0.95, True), ("other", 0.95, False)])
+def test_ratings_no_better_than_the_bias_baseline_are_told(page, encoder, rmse, told):
+    run = result(0.01, encoder=encoder, split="by_time", rmse=(rmse, 0.95))
+    text, _ = page(**{f"{encoder}_movielens_1m": run})
+    assert f"| {encoder} | movielens-1m | rating | rmse | {rmse:.4f} [" in text
+    assert (f"- **{encoder}**, movielens-1m: RMSE 0.9500 is not below rating_bias's 0.9500.\n" in text) == told
+
+
+def test_a_value_or_a_bound_that_is_null_is_left_out(page):
+    def without(content, name, *fields):
+        for row in content["report"]["metrics"]:
+            row.update(dict.fromkeys(fields if row["metric"] == name else ()))
+        return content
+
+    text, rows = page(
+        sasrec_movielens_1m_seed1=without(result(0.18, 1), "ndcg@10", "low", "high"),
+        sasrec_movielens_1m_seed2=without(result(0.2, 2), "hr@10", "value", "low", "high"),
+        hstu_movielens_1m=without(result(0.2, encoder="hstu"), "ndcg@10", "low", "high"),
+        caser_movielens_1m=without(result(0.2, encoder="caser"), "ndcg@10", "value", "low", "high"),
+    )
+    assert rows["sasrec"][2:4] == ["0.1900 (0.1800 to 0.2000) [0.1900, 0.2100]", "0.3600 [0.3500, 0.3700]"]
+    assert rows["hstu"][2] == "0.2000"
+    assert "- **hstu**: It does not beat popularity beyond the intervals.\n" in text
+    assert "| caser | movielens-1m | leave_last, no times | - |" in text
+
+
+def test_users_told_apart_have_a_table_a_range(page):
+    text, _ = page(
+        sasrec_movielens_1m_seed1=result(0.18, 1, part=part(0.1)),
+        sasrec_movielens_1m_seed2=result(0.18, 2, part=part(0.2)),
+        sasrec_movielens_1m_seed3=result(0.18, 3),
+        hstu_movielens_1m_seed1=result(0.19, 1, encoder="hstu", part=part(0.3)),
+        caser_movielens_1m_seed1=result(0.15, 1, encoder="caser", part=part(0.05, users="3000-6040")),
+    )
+    head = "| model | seeds | NDCG@10 | users |\n|---|---|---|---|\n"
+    first = "| hstu | 1 | 0.3000 [0.2900, 0.3200] | 2,999 |\n| sasrec | 2 | 0.1500 [0.1400, 0.1700] | 2,999 |\n"
+    assert f"Users 1 to 2999 alone:\n\n{head}{first}\n" in text
+    assert f"Users 3000 to 6040 alone:\n\n{head}| caser | 1 | 0.0500 [0.0400, 0.0700] | 2,999 |\n\n" in text
+
+
+def test_the_page_ends_with_the_peers_and_the_growth(made, tmp_path, monkeypatch):
+    made_by = {"peers": (made.peers, "table"), "peers-quality": (made.peers, "quality_table"), "scaling": (made.scaling, "table")}
+    for name, (module, table) in made_by.items():
+        (tmp_path / f"{name}.json").write_text(json.dumps({"is": name}))
+        monkeypatch.setattr(module, table, lambda kept, table=table: [f"{table} of {kept['is']}"])
+    assert made.tables.page(tmp_path).endswith("table of peers\nquality_table of peers-quality\ntable of scaling\n")
+    (tmp_path / "peers.json").unlink()
+    assert "table of peers\n" not in made.tables.page(tmp_path)
 
 
 def test_results_of_one_row_differ_in_their_seed_alone(page):
@@ -207,7 +337,9 @@ def test_another_setting_under_the_same_name_is_refused_and_one_that_came_later_
 def test_published_and_goals_name_data_sets_with_a_section(made):
     known = {protocol.dataset for protocol in made.quality.PROTOCOLS}
     assert {one.dataset for one in made.published.PUBLISHED} <= known
-    assert {dataset for _, dataset in (*made.published.GOALS, *made.published.NOTES)} <= known
+    named = (*made.published.GOALS, *made.published.NOTES, *made.published.SEEDS)
+    assert {dataset for _, dataset in named} <= known
+    assert {(goal.model, goal.dataset) for goal in made.published.INSTEAD} <= made.published.GOALS.keys()
 
 
 @pytest.mark.parametrize("beside", [None, "another training"])
@@ -235,9 +367,42 @@ def test_measuring_takes_the_lock_unless_told_what_runs_beside(made, tmp_path, m
     assert (kept["command"], kept["resumed"], kept["seed"]) == ("userec run --model x", True, 3)
 
 
+def test_the_part_of_some_users_is_their_test_ndcg_of_the_model_alone(made, tmp_path):
+    right = {"encoder": "hstu", "evaluator": "ranking", "split": "test", "metric": "ndcg@10"}
+    wrong = [right | {key: other} for key, other in zip(right, ("popularity", "click", "valid", "hr@10"), strict=True)]
+    values = np.linspace(0, 1, 21)
+    frames = [pd.DataFrame({**right, "user": [str(user) for user in range(21)], "value": values})]
+    frames += [pd.DataFrame({**row, "user": [str(user) for user in range(21)], "value": 7.0}) for row in wrong]
+    pd.concat(frames).astype(dict.fromkeys(right, "category")).to_parquet(tmp_path / "per_user.parquet")
+    report = {"experiment": {"encoder": {"name": "hstu"}}}
+
+    found = made.measure.part(tmp_path / "per_user.parquet", report, "2-11")
+    assert (found["users"], found["n"]) == ("2-11", 10)
+    assert found["value"] == pytest.approx(values[2:12].mean())
+    deviation = values[2:12].std() / math.sqrt(10)
+    assert found["low"] == pytest.approx(found["value"] - 1.96 * deviation, abs=0.02)
+    assert found["high"] == pytest.approx(found["value"] + 1.96 * deviation, abs=0.02)
+    with pytest.raises(ValueError, match="--users 40-50: no user of the test has such an id"):
+        made.measure.part(tmp_path / "per_user.parquet", report, "40-50")
+
+
+@pytest.mark.parametrize("users", ["5", "5-", "a-b", "1-2-3", "-5"])
+def test_users_that_are_no_range_are_refused_before_the_run(made, users, capsys):
+    with pytest.raises(SystemExit):
+        made.measure.parsed(["x", f"--users={users}", "--", "--model", "x"])
+    assert f"--users {users}: two ids with a `-` between them" in capsys.readouterr().err
+    assert made.measure.parsed(["x", "--users", "1-2999", "--", "--model", "x"]).users == "1-2999"
+
+
 @pytest.mark.parametrize("given", [[], ["name"], ["name", "--"], ["--beside", "--", "--model", "x"], ["name", "--model", "x"]])
 def test_measuring_nothing_is_refused(made, given, capsys):
     with pytest.raises(SystemExit) as told:
         made.measure.main(given)
     assert told.value.code == 2
     assert "usage" in capsys.readouterr().err
+
+
+def test_other_users_than_the_goal_names_do_not_count(page):
+    parts = {"hstu": part(0.2, users="3000-6040"), "sasrec": part(0.1, users="3000-6040")}
+    text, _ = page(**{f"{name}_movielens_1m": result(0.17, encoder=name, part=told) for name, told in parts.items()})
+    assert "NDCG@10 of users 1 to 2999 is not measured beside sasrec's" in text

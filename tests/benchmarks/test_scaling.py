@@ -32,8 +32,17 @@ def test_written_events_grow_with_both(scaling, tmp_path):
 
 def test_table(scaling):
     rows = [{"size": size, "events": 100 * size, **dict.fromkeys(scaling.WHAT, 0.5 * size)} for size in (1, 2)]
-    series = {"users": {"points": rows, "exponents": dict.fromkeys(scaling.WHAT, 1.0)}}
+    exponents = dict.fromkeys(scaling.WHAT, 1.0) | {"train_s": scaling.LINEAR, "memory_mb": scaling.LINEAR + 0.01}
+    series = {"users": {"points": rows, "exponents": exponents}}
     kept = {"users": 10, "events": 5, "items": 9, "window": 5, "command": "x", "commit": "c", "machine": "m", "series": series}
     page = "\n".join(scaling.table(kept))
     assert "| users x 2 | 200 | 1.00 (x 2.00) |" in page
-    assert "| users: exponent | at most 1.15 | 1.00 |" in page
+    assert "| users: exponent | at most 1.15 | 1.00 | 1.15 | 1.00 | 1.16 (above) |" in page
+    assert "reads a user's last 5 events" in page
+
+
+def test_no_history_is_longer_than_the_window(scaling, tmp_path):
+    longest = scaling.EVENTS * max(scaling.SIZES)
+    scaling.write(tmp_path / "events.parquet", 500, longest)
+    lengths = pd.read_parquet(tmp_path / "events.parquet").groupby("user").size()
+    assert scaling.WINDOW / 2 < longest < lengths.max() <= scaling.WINDOW
