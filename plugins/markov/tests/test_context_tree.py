@@ -158,6 +158,15 @@ def test_contexts_do_not_cross_sessions() -> None:
     assert asked[0, 5] > nothing[0, 5]
 
 
+def test_an_event_of_no_session_is_its_own() -> None:
+    apart = fitted([[2, 3, 4, 5]] * 4, more={"session": [[1, 1, 3, 3]] * 4})
+    nothing = given_after(apart, history([[]], session=[[]]))
+    assert torch.allclose(given_after(apart, history([[2]], session=[[1]])), nothing)  # 3 was of no session
+    asked = given_after(apart, history([[4, 5, 4], [4]], session=[[1, 1, 1], [1]]))
+    assert torch.equal(asked[0], asked[1])
+    assert asked[0, 5] > nothing[0, 5]
+
+
 def test_deep_contexts_do_not_become_uniform() -> None:
     """A context of a large catalogue, seen a few times and always followed by the same item, is believed."""
     schema = Schema({"item": Field("item")}, {"item": 5002})

@@ -13,12 +13,12 @@ read, which has no meaning. Nothing learns from what is asked in evaluation. The
 published, contexts of a large catalogue are never believed. Its strength is Witten-Bell's number of distinct successors times a
 factor which is the same for all contexts of a length, the likeliest by that same judgement. The recent set are the newest
 `recent` events of training, it does not slide on afterwards; where events have no time there are no such experts, and
-popularity is that of all events. A question continues the session of the event before it."""
+popularity is that of all events. No context crosses a session: a question continues that of the event before it, and an event
+of no session is a session of its own."""
 
 from __future__ import annotations
 
 import numpy as np
-import torch
 from pydantic import Field as Setting
 from torch import Tensor
 
@@ -98,12 +98,7 @@ class ContextTree(Encoder):
 
     def _start(self, history: History) -> Tensor | None:
         """The position that begins each event's session [B, L]."""
-        if not self.sessions:
-            return None
-        session = history.events["session"]
-        begins = torch.arange(session.shape[1], device=session.device).expand_as(session).clone()
-        begins[:, 1:].masked_fill_(session[:, 1:] == session[:, :-1], 0)
-        return begins.cummax(1).values
+        return contexts.starts(history.events["session"]) if self.sessions else None
 
     def _made(self) -> tuple[Experts, list[contexts.Order]]:
         """The root and the weighed orders; made at the first question after a count."""

@@ -15,7 +15,10 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from userec.batch import Query, gather_positions
-from userec.schema import Task
+from userec.schema import FIRST, Task
+
+MERGE = 2**20
+"""N-grams that may wait, at least, before they are merged."""
 
 
 @dataclass(frozen=True)
@@ -49,8 +52,10 @@ class Grams(nn.Module):
         self._new: list[np.ndarray] = []  # not merged yet
 
     def add(self, rows: np.ndarray) -> None:
-        """Count n-grams [N, order + 1]."""
+        """Count n-grams [N, order + 1]; those that wait are merged when they are more than the merged ones."""
         self._new.append(rows)
+        if sum(map(len, self._new)) > max(len(self.rows), MERGE):
+            self.merged()
 
     def merged(self) -> Tensor:
         """Take what was added since into `rows` and `counts`; `counts` is another tensor whenever they have changed."""
@@ -99,6 +104,13 @@ def grams(item: Tensor, asked: Tensor, order: int, start: Tensor | None = None) 
         place = torch.arange(item.shape[1], device=item.device)[:, None] + torch.arange(-order, 1, device=item.device)
         windows = windows.masked_fill(place < start.unsqueeze(2), 0)
     return windows[asked].to(torch.int32).cpu().numpy()
+
+
+def starts(session: Tensor) -> Tensor:
+    """The position [B, L] that begins the session of each event of rows `session` [B, L]; an event of none is its own."""
+    begins = torch.arange(session.shape[1], device=session.device).expand_as(session).clone()
+    begins[:, 1:].masked_fill_((session[:, 1:] == session[:, :-1]) & (session[:, 1:] >= FIRST), 0)
+    return begins.cummax(1).values
 
 
 def merge(rows: np.ndarray, counts: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
