@@ -85,7 +85,8 @@ def experts(
             q = own * p + (1 - own) * q
             root = share * (late + smoothing) * real / (len(rows) + smoothing * whole) + (1 - share) * root
         if freshness:
-            p = ((new & (late[item] > 1)) + smoothing) / (recent.sum() + smoothing * whole)
+            others = late[item] > 1  # [W] whether the item stays in the recent set without the event
+            p = ((new & others) + smoothing) / (recent.sum() - ~others + smoothing * whole)
             weight = float(posterior(prior**2, np.log(p / q).sum()))
     return Experts(torch.from_numpy(root).float(), torch.from_numpy(recent), smoothing, weight)
 

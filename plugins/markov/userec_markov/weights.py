@@ -1,7 +1,8 @@
 """How far each context is believed: the weights of a context tree, found from its counts alone.
 
 Every event is judged by a tree that never saw it: its own count is taken out of each context on its path, and its own ratio out
-of each weight. That needs no order of events, so halves of the data counted apart, in either order, give the same weights."""
+of each weight. That needs no order of events, so halves of the data counted apart, in either order, give the same weights. The
+shortest context is judged against popularity overall, of which the experts of the newest events are no part."""
 
 from __future__ import annotations
 
@@ -26,7 +27,8 @@ def posterior(prior: float, ratios: np.ndarray) -> np.ndarray:
 
 
 def weighed(orders: Sequence[Order], q: np.ndarray, size: int, prior: float, strength: float | None) -> list[Order]:
-    """The orders with `worth` and `rest` of the mixture. `q` [n]: each item's probability at the root without one of its events.
+    """The orders with `worth` and `rest` of the mixture. `q` [n]: each item's probability before any context, without one of its
+    events.
 
     `strength` None: of `STRENGTHS` the one under which the events of that order are likeliest."""
     found: list[Order] = []
