@@ -183,6 +183,21 @@ def test_the_experts_of_five_events_and_the_mixture_that_ends_in_them(popularity
             assert float(row[x]) == pytest.approx(by_hand(NINE, past, x, depth, 1.5, a=a, root=mixed), rel=1e-4)
 
 
+def test_freshness_without_belief_costs_nothing() -> None:
+    """Everybody comes back to the same items: the expert is left out, and the last events of a history are enough."""
+    rows = [[2, 3] * 20] * 3
+    times = {"time": [[100 * b + t for t in range(40)] for b in range(3)]}
+    encoder, off = (fitted(rows, more=times, recent=50, depth=2, freshness=on) for on in (True, False))
+    assert encoder.window is None
+    encoder.end_task(("next",), "train")
+    assert encoder.window == 2
+    assert torch.equal(given_after(encoder, history(PASTS)), given_after(off, history(PASTS)))
+    newer = [[200 + b, 300 + b] for b in range(60)]  # later counts may bring it back
+    encoder.partial_fit(Batch(history([[4, 5], [5, 4], [6, 7], [7, 6]] * 15, time=newer)))
+    encoder.end_task(("next",), "train")
+    assert encoder.window is None
+
+
 @settings(derandomize=True, deadline=None, max_examples=20)
 @given(sequences, sequences, st.integers(1, 4), st.sampled_from([None, 0.5, 3.0]), st.booleans())
 def test_every_distribution_sums_to_one_and_candidates_equal_the_catalogue(

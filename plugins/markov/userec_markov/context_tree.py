@@ -88,6 +88,10 @@ class ContextTree(Encoder):
         if self.timed:
             self.newest.add(events["time"], events["item"], asked)
 
+    def end_task(self, tasks: tuple[str, ...], phase: str) -> None:
+        """Where freshness is not believed, events before the longest context say nothing."""
+        self.window = None if self._made()[0].freshness else self.config.depth
+
     def encode(self, history: History) -> Encoded:
         """Nothing is worked out before a question is put."""
         return Encoded(history, history.events["item"].unsqueeze(-1).float())
@@ -95,9 +99,8 @@ class ContextTree(Encoder):
     def score(self, encoded: Encoded, query: Query) -> Tensor:
         """[B, Q, C, 1] log-probabilities: of the whole space, or of `query.ids`."""
         root, orders = self._made()
-        item = encoded.history.events["item"]
-        base = root.base(item, query.at)
-        return contexts.interpolate(orders, item, query, base, self._start(encoded.history)).unsqueeze(-1)
+        item, start = encoded.history.events["item"], self._start(encoded.history)
+        return contexts.interpolate(orders, item, query, root.base(item, query), self.size, start).unsqueeze(-1)
 
     def _start(self, history: History) -> Tensor | None:
         """The position that begins each event's session [B, L]."""

@@ -161,23 +161,21 @@ def lookup(ascending: Tensor, wanted: Tensor) -> Tensor:
     return torch.where(ascending[at] == wanted, at, -1)
 
 
-def interpolate(orders: list[Order], item: Tensor, query: Query, base: Tensor, start: Tensor | None = None) -> Tensor:
-    """[B, Q, C] log-probabilities after the events `item` [B, L] up to `query.at`: of the whole space, or of `query.ids`.
+def interpolate(orders: list[Order], item: Tensor, query: Query, base: Tensor, size: int, start: Tensor | None = None) -> Tensor:
+    """[B, Q, C] log-probabilities after the events `item` [B, L] up to `query.at`: of all `size` ids, or of `query.ids`.
 
-    `base` [1|R, n] is the distribution of order 0, R = B * Q; `start` as in `grams`."""
-    at, size = query.at.flatten(), base.shape[1]
+    `base` [1|R, C] is the distribution of order 0 at those candidates, R = B * Q; `start` as in `grams`."""
     mass, path = _path(orders, item, query.at, size, start)
+    p = mass[:, None] * base  # [R, C]
     if query.ids is None:
-        p = mass[:, None] * base  # [R, n]
         for order, (context, weight) in zip(orders, path, strict=True):
             _add_successors(p, order, context, weight)
     else:
-        ids = query.ids.expand(*query.at.shape, -1).reshape(len(at), -1)  # [R, C]
-        p = mass[:, None] * base.expand(len(at), -1).gather(1, ids)
+        ids = query.ids.expand(*query.at.shape, -1).flatten(0, 1)  # [R, C]
         for order, (context, weight) in zip(orders, path, strict=True):
             pair = lookup(order.pairs, torch.where(context >= 0, context * size, -size)[:, None] + ids)
             p += torch.where(pair >= 0, _at(order.counts, pair) * weight[:, None], 0.0)
-    return p.clamp(min=torch.finfo(p.dtype).tiny).log().reshape(*query.at.shape, -1)
+    return p.clamp_(min=torch.finfo(p.dtype).tiny).log_().reshape(*query.at.shape, -1)
 
 
 def _path(

@@ -49,7 +49,7 @@ class Markov(Encoder):
         self.sessions = "session" in build.schema.fields
         self.reads = frozenset({"item", "session"} if self.sessions else {"item"})
         self.grams = contexts.Grams(config.order)
-        self._tables: tuple[Tensor, Tensor, list[contexts.Order]] | None = None  # the counts that it is of, P_0 [1, n], orders
+        self._tables: tuple[Tensor, Tensor, list[contexts.Order]] | None = None  # the counts that it is of, P_0 [n], orders
         self.tasks = build.schema.all_tasks
 
     def refuses(self, tasks: tuple[str, ...]) -> list[str]:
@@ -70,18 +70,19 @@ class Markov(Encoder):
         """[B, Q, C, 1] log-probabilities: of the whole space, or of `query.ids`."""
         popular, orders = self._made()
         item, start = encoded.history.events["item"], self._start(encoded.history)
-        return contexts.interpolate(orders, item, query, popular, start).unsqueeze(-1)
+        base = popular[None] if query.ids is None else popular[query.ids].expand(*query.at.shape, -1).flatten(0, 1)
+        return contexts.interpolate(orders, item, query, base, self.size, start).unsqueeze(-1)
 
     def _start(self, history: History) -> Tensor | None:
         """The position that begins each event's session [B, L]."""
         return contexts.starts(history.events["session"]) if self.sessions else None
 
     def _made(self) -> tuple[Tensor, list[contexts.Order]]:
-        """P_0 [1, n], 0 at reserved ids, and the orders from 1 on; made at the first question after a count."""
+        """P_0 [n], 0 at reserved ids, and the orders from 1 on; made at the first question after a count."""
         counts = self.grams.merged()
         if self._tables is None or self._tables[0] is not counts:
             popular = torch.from_numpy(self.grams.popularity(self.size)) + self.config.smoothing
             popular[:FIRST] = 0
             orders = [order.to(counts.device) for order in self.grams.orders(self.size, self.config.min_count)]
-            self._tables = counts, (popular / popular.sum()).float().to(counts.device)[None], orders
+            self._tables = counts, (popular / popular.sum()).float().to(counts.device), orders
         return self._tables[1:]

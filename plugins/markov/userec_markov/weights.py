@@ -18,12 +18,16 @@ STRENGTHS = 2.0 ** np.arange(-3, 7)
 """Strengths of the back-off that are tried."""
 
 LIMIT = float(np.log(1e6 - 1))
-"""Weights stay between 1e-6 and 1 - 1e-6."""
+"""Weights stay between 1e-6, where all belief is lost, and 1 - 1e-6."""
 
 
 def posterior(prior: float, ratios: np.ndarray) -> np.ndarray:
     """The weight from `prior` and the sum of log(P_k / q_{k-1}) over what came: what w <- w P_k / q_k arrives at."""
     return 1 / (1 + np.exp(-np.clip(np.log(prior / (1 - prior)) + ratios, -LIMIT, LIMIT)))
+
+
+LOST = float(posterior(0.5, np.array(-np.inf)))
+"""The weight of what has lost all belief."""
 
 
 def weighed(orders: Sequence[Order], q: np.ndarray, size: int, prior: float, strength: float | None) -> list[Order]:
