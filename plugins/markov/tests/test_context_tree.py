@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import math
 from collections import Counter
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -57,12 +58,25 @@ def given_after(encoder: ContextTree | Markov, seen: History, ids: torch.Tensor 
     return encoder.score(encoder.encode(seen), Query(seen.last[:, None], ids))[:, 0, :, 0].exp()
 
 
-def by_hand(rows: Rows, past: list[int], x: int, depth: int, strength: float, left_out: bool = False) -> float:
-    """q_depth(x | past) with dictionaries and event-by-event updates of each weight; `left_out`: without one event (past, x)."""
+def by_hand(
+    rows: Rows,
+    past: list[int],
+    x: int,
+    depth: int,
+    strength: float,
+    left_out: bool = False,
+    a: float = 1 / (N - 2),
+    root: dict[int, float] | None = None,
+) -> float:
+    """q_depth(x | past) with dictionaries and event-by-event updates of each weight; `left_out`: without one event (past, x).
+
+    `root`: what the mixture ends in where it is not P_0, over which the weights are judged nonetheless."""
     events = [(row[max(t - depth, 0) : t], row[t]) for row in rows for t in range(len(row))]
     less = int(left_out)
     n0 = [item for _, item in events]
-    q = (n0.count(x) - less + 1 / (N - 2)) / (len(n0) - less + 1)
+    q = (n0.count(x) - less + a) / (len(n0) - less + a * (N - 2))
+    if root is not None:
+        q = root[x]
     for k in range(1, min(depth, len(past)) + 1):
         followed = Counter(item for before, item in events if len(before) >= k and before[-k:] == past[-k:])
         if not followed:
@@ -79,7 +93,7 @@ def by_hand(rows: Rows, past: list[int], x: int, depth: int, strength: float, le
                 if item == x and skipped:
                     skipped = 0
                     continue
-                shorter = by_hand(rows, past[-k:], item, k - 1, strength, True)
+                shorter = by_hand(rows, past[-k:], item, k - 1, strength, True, a)
                 p = expert(item, shorter, 1)
                 weight *= p / (weight * p + (1 - weight) * shorter)
         q = weight * expert(x, q, less) + (1 - weight) * q
@@ -98,6 +112,90 @@ def test_the_recursion_updated_event_by_event(depth: int) -> None:
     for row, past in zip(p, PASTS, strict=True):
         for x in range(2, N):
             assert float(row[x]) == pytest.approx(by_hand(ROWS, past, x, depth, 1.5), rel=1e-4)
+
+
+def test_smoothing_is_what_each_item_gets() -> None:
+    p = given_after(fitted(ROWS, depth=2, backoff=1.5, smoothing=0.25), history(PASTS))
+    for row, past in zip(p, PASTS, strict=True):
+        for x in range(2, N):
+            assert float(row[x]) == pytest.approx(by_hand(ROWS, past, x, 2, 1.5, a=0.25), rel=1e-4)
+
+
+@dataclass(frozen=True)
+class ByHand:
+    """The newest 5 of 9 events, (item, whether its user had not met it before): the experts' weights, updated one by one."""
+
+    popular: float  # weight of popularity of late
+    fresh: float  # weight of freshness
+    root: dict[int, float]  # P_0 and popularity of late
+
+
+NINE: Rows = [[5, 5, 6], [3, 2, 3, 2], [4, 2]]
+TIMES: Rows = [[1, 2, 3], [4, 5, 6, 8], [7, 9]]
+LATE = [(2, True), (3, False), (4, True), (2, False), (2, True)]
+
+
+def nine_by_hand(a: float, popularity: bool, freshness: bool) -> ByHand:
+    n0, whole, late = [item for row in NINE for item in row], N - 2, [item for item, _ in LATE]
+    ratios, roots = [], []
+    for i, (item, _) in enumerate(LATE):
+        others = late[:i] + late[i + 1 :]
+        p, q = (others.count(item) + a) / (4 + a * whole), (n0.count(item) - 1 + a) / (8 + a * whole)
+        ratios.append(p / q)
+        roots.append((p, q))
+
+    def updated(weight: float, factors: list[float]) -> float:
+        for factor in factors:
+            weight = weight * factor / (weight * factor + 1 - weight)
+        return weight
+
+    popular, fresh = updated(0.5, ratios) if popularity else 0.0, 0.25
+    for i, (item, new) in enumerate(LATE):
+        own = updated(0.5, ratios[:i] + ratios[i + 1 :]) if popularity else 0.0
+        q = own * roots[i][0] + (1 - own) * roots[i][1]
+        others = set(late[:i] + late[i + 1 :])  # the recent set without the event
+        fresh = updated(fresh, [((new and item in others) + a) / (len(others) + a * whole) / q])
+    root = {
+        x: popular * (late.count(x) + a) / (5 + a * whole) + (1 - popular) * (n0.count(x) + a) / (9 + a * whole)
+        for x in range(2, N)
+    }
+    return ByHand(popular, fresh if freshness else 0.0, root)
+
+
+@pytest.mark.parametrize(("popularity", "freshness"), [(True, True), (True, False), (False, True)])
+@pytest.mark.parametrize("depth", [1, 2])
+def test_the_experts_of_five_events_and_the_mixture_that_ends_in_them(popularity: bool, freshness: bool, depth: int) -> None:
+    a = 0.5
+    told = {"popularity": popularity, "freshness": freshness, "smoothing": a, "backoff": 1.5, "depth": depth, "recent": 5}
+    encoder, hand = fitted(NINE, more={"time": TIMES}, **told), nine_by_hand(a, popularity, freshness)
+    root, _ = encoder._made()
+    assert root.freshness == pytest.approx(hand.fresh, rel=1e-5)
+    assert root.root[2:].tolist() == pytest.approx(list(hand.root.values()), rel=1e-5)
+    assert root.recent.nonzero().flatten().tolist() == [2, 3, 4]
+    pasts = [[], [2], [3, 2], [2, 3, 4], [5, 5], [6, 4, 2]]
+    p = given_after(encoder, history(pasts, time=pasts))
+    for row, past in zip(p, pasts, strict=True):
+        unmet = {2, 3, 4} - set(past)
+        mixed = {
+            x: hand.fresh * ((x in unmet) + a) / (len(unmet) + a * (N - 2)) + (1 - hand.fresh) * q for x, q in hand.root.items()
+        }
+        for x in range(2, N):
+            assert float(row[x]) == pytest.approx(by_hand(NINE, past, x, depth, 1.5, a=a, root=mixed), rel=1e-4)
+
+
+def test_freshness_without_belief_costs_nothing() -> None:
+    """Everybody comes back to the same items: the expert is left out, and the last events of a history are enough."""
+    rows = [[2, 3] * 20] * 3
+    times = {"time": [[100 * b + t for t in range(40)] for b in range(3)]}
+    encoder, off = (fitted(rows, more=times, recent=50, depth=2, freshness=on) for on in (True, False))
+    assert encoder.window is None
+    encoder.end_task(("next",), "train")
+    assert encoder.window == 2
+    assert torch.equal(given_after(encoder, history(PASTS)), given_after(off, history(PASTS)))
+    newer = [[200 + b, 300 + b] for b in range(60)]  # later counts may bring it back
+    encoder.partial_fit(Batch(history([[4, 5], [5, 4], [6, 7], [7, 6]] * 15, time=newer)))
+    encoder.end_task(("next",), "train")
+    assert encoder.window is None
 
 
 @settings(derandomize=True, deadline=None, max_examples=20)
@@ -158,6 +256,15 @@ def test_contexts_do_not_cross_sessions() -> None:
     assert asked[0, 5] > nothing[0, 5]
 
 
+def test_an_event_of_no_session_is_its_own() -> None:
+    apart = fitted([[2, 3, 4, 5]] * 4, more={"session": [[1, 1, 3, 3]] * 4})
+    nothing = given_after(apart, history([[]], session=[[]]))
+    assert torch.allclose(given_after(apart, history([[2]], session=[[1]])), nothing)  # 3 was of no session
+    asked = given_after(apart, history([[4, 5, 4], [4]], session=[[1, 1, 1], [1]]))
+    assert torch.equal(asked[0], asked[1])
+    assert asked[0, 5] > nothing[0, 5]
+
+
 def test_deep_contexts_do_not_become_uniform() -> None:
     """A context of a large catalogue, seen a few times and always followed by the same item, is believed."""
     schema = Schema({"item": Field("item")}, {"item": 5002})
@@ -197,7 +304,7 @@ def test_freshness_gives_alike_to_recent_items_not_met() -> None:
     """Newest events are each user's first meeting with one of three items; nobody comes back."""
     rows = [[2, 3]] * 50 + [[6, 7, 8], [7, 8, 6], [8, 6, 7]] * 6
     times = [[b, b + 1] for b in range(50)] + [[100 + b, 130 + b, 160 + b] for b in range(18)]
-    encoder = fitted(rows, more={"time": times}, recent=54, popularity=False, depth=1, min_count=1000, smoothing=0.01)
+    encoder = fitted(rows, more={"time": times}, recent=54, popularity=False, depth=1, min_count=1000, smoothing=0.0015)
     assert encoder.window is None
     p = given_after(encoder, history([[], [6], [6, 8], [6, 7, 8]]))
     assert p[0, [6, 7, 8]].tolist() == pytest.approx([1 / 3] * 3, abs=0.02)
@@ -214,7 +321,11 @@ def test_freshness_gives_alike_to_recent_items_not_met() -> None:
 def test_every_position_is_that_of_the_history_cut_there() -> None:
     times = {"time": [[10 * b + t for t in range(len(row))] for b, row in enumerate(ROWS)]}
     encoder, past = fitted(ROWS, more=times, recent=8), [4, 2, 3, 4, 6]
-    every = encoder.score(encoder.encode(history([past], pads=3)), Query(torch.arange(-1, 5)[None]))[0, :, :, 0].exp()
+    encoded, at = encoder.encode(history([past], pads=3)), torch.arange(-1, 5)[None]
+    every = encoder.score(encoded, Query(at))[0, :, :, 0].exp()
+    assert encoder._made()[0].freshness > 0
+    own = torch.tensor([[2, 4, 6], [5, 4, 2], [2, 3, 4], [8, 3, 6], [6, 7, 4], [3, 6, 5]])
+    assert torch.equal(encoder.score(encoded, Query(at, own[None]))[0, :, :, 0].exp(), every.gather(1, own))
     for t in range(-1, 5):
         assert torch.allclose(every[t + 1], given_after(encoder, history([past[: t + 1]]))[0])
 

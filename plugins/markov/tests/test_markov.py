@@ -18,15 +18,21 @@ from userec.schema import NEXT, Field, Schema, Task
 N = 9  # ids, of which 7 are real
 
 
-def markov(**values: Any) -> Markov:
-    build = Builder({}, Schema({"item": Field("item")}, {"item": N}), {}, Kernels(userec_kernels()))
+def markov(sessions: bool = False, **values: Any) -> Markov:
+    fields = {"item": Field("item")} | ({"session": Field("session")} if sessions else {})
+    build = Builder({}, Schema(fields, {"item": N, "session": 9}), {}, Kernels(userec_kernels()))
     return Markov(MarkovConfig(**{"min_count": 1} | values), build).eval()
 
 
-def history(rows: list[list[int]], pads: int = 0) -> History:
+def history(rows: list[list[int]], pads: int = 0, session: list[list[int]] | None = None) -> History:
     length = max([len(row) for row in rows] + [0]) + pads
-    item = torch.tensor([row + [0] * (length - len(row)) for row in rows], dtype=torch.int64).reshape(len(rows), length)
-    return History(torch.arange(len(rows)) + 2, {"item": item}, item > 0, tasks=("next",))
+
+    def block(of: list[list[int]]) -> torch.Tensor:
+        return torch.tensor([row + [0] * (length - len(row)) for row in of], dtype=torch.int64).reshape(len(of), length)
+
+    item = block(rows)
+    events = {"item": item} | ({} if session is None else {"session": block(session)})
+    return History(torch.arange(len(rows)) + 2, events, item > 0, tasks=("next",))
 
 
 def fitted(rows: list[list[int]], **values: Any) -> Markov:
@@ -95,6 +101,23 @@ def test_contexts_do_not_cross_users() -> None:
     encoder = fitted([[2, 3], [4, 5]])
     assert torch.allclose(logs(encoder, [[3]]), logs(encoder, [[]]))  # nothing ever followed 3
     assert logs(encoder, [[4]])[0, 5] > logs(encoder, [[]])[0, 5]
+
+
+def test_contexts_do_not_cross_sessions() -> None:
+    encoder = markov(sessions=True)
+    encoder.partial_fit(Batch(history([[2, 3, 4, 5]] * 4, session=[[2, 2, 3, 3]] * 4)))
+    assert encoder.reads == {"item", "session"}
+
+    def asked(row: list[int], session: list[int]) -> torch.Tensor:
+        seen = history([row], session=[session])
+        return encoder.score(encoder.encode(seen), Query(seen.last[:, None]))[0, 0, :, 0]
+
+    assert torch.allclose(asked([3], [2]), asked([], []))  # only another session followed 3
+    assert asked([2], [2])[3] > asked([], [])[3]
+    assert torch.equal(asked([2, 3, 4], [2, 2, 3]), asked([4], [3]))
+    alone = markov(sessions=True)
+    alone.partial_fit(Batch(history([[2, 3, 4]] * 4, session=[[1, 1, 1]] * 4)))  # events of no session
+    assert [len(order.pairs) for order in alone._made()[1]] == [0, 0]
 
 
 def test_an_empty_history_is_popularity() -> None:

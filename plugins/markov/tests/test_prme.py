@@ -120,15 +120,20 @@ def test_gradients_after_a_gap_leave_the_sequence() -> None:
     assert torch.allclose(p.grad[5], (-2 * (p[5] - user[3])).detach())
 
 
-def test_a_user_unknown_to_training_stands_at_the_origin() -> None:
+def test_of_a_user_unknown_to_training_the_sequence_alone_counts() -> None:
     train = Events(np.array([0, 0, 3, 3, 3, 3, 3, 3, 3]), {"item": np.array([2, 3, 4])})
     encoder = prme(train=train)
     seen = history([[4]] * 4, [0, 1, 2, 999])  # nobody, unknown, a user without training events, one beyond the table
     found = scores(encoder, seen, seen.last[:, None])
     assert torch.equal(found, found[:1].expand_as(found))
-    with torch.no_grad():
-        encoder.users.weight[2] = 0
-    ranked_alike(found[0, 0, 2:], [distance(encoder, 2, 4, item, 0.2) for item in range(2, N)])
+    s = encoder.sequence.weight.detach()
+    ranked_alike(found[0, 0, 2:], [0.8 * float((s[4] - s[item]).square().sum()) for item in range(2, N)])
+    assert not scores(encoder, seen, torch.full((4, 1), -1)).any()  # before any event no item is nearer than another
+    gone = prme(train=train, tau=1.0)
+    long_ago = history([[4]] * 2, [2, 3], [[3601]] * 2)
+    late = scores(gone, long_ago, long_ago.last[:, None])
+    assert not late[0].any()
+    assert late[1, 0, 2:].unique().numel() > 1
     known = history([[4]], [3])
     assert not torch.allclose(scores(encoder, known, known.last[:, None]), found[:1])
     restored = prme()

@@ -9,16 +9,18 @@ met, all alike.
 
 Where we depart: the weights are not updated as the events come by but when the counts are complete, each event judged by the
 others (`weights.py`): the product of the updates is the same posterior, and it does not depend on the order in which users are
-read, which has no meaning. Nothing learns from what is asked in evaluation. The expert backs off: with a uniform share, as
+read, which has no meaning. They and the strength of the back-off are judged over P_0 alone, whatever the root is: what is popular
+or fresh at the end of training says nothing of the earlier events that they are judged by; the mixture that is scored ends in
+the root with its experts. Nothing learns from what is asked in evaluation. The expert backs off: with a uniform share, as
 published, contexts of a large catalogue are never believed. Its strength is Witten-Bell's number of distinct successors times a
 factor which is the same for all contexts of a length, the likeliest by that same judgement. The recent set are the newest
 `recent` events of training, it does not slide on afterwards; where events have no time there are no such experts, and
-popularity is that of all events. A question continues the session of the event before it."""
+popularity is that of all events. No context crosses a session: a question continues that of the event before it, and an event
+of no session is a session of its own."""
 
 from __future__ import annotations
 
 import numpy as np
-import torch
 from pydantic import Field as Setting
 from torch import Tensor
 
@@ -39,8 +41,8 @@ class ContextTreeConfig(Config):
     """Items in the longest context."""
     prior: float = Setting(0.5, gt=0, lt=1)
     """The weight of a context of k items starts as prior^k."""
-    smoothing: float = Setting(1.0, gt=0)
-    """a N: events spread over all items, at the root."""
+    smoothing: float | None = Setting(None, gt=0)
+    """a: events added to each item's count at the root; None = 1 / N, one event spread over all items."""
     backoff: float | None = Setting(None, gt=0)
     """c_k for each distinct successor of a context; None = the likeliest power of two for each length."""
     min_count: int = Setting(2, ge=1)
@@ -68,7 +70,8 @@ class ContextTree(Encoder):
         self.dim, self.size, self.tasks = 1, build.schema.spaces["item"], build.schema.all_tasks
         self.sessions = "session" in build.schema.fields
         self.timed = "time" in build.schema.fields and (config.popularity or config.freshness)
-        self.reads = frozenset({"item", *("session" for _ in range(self.sessions)), *("time" for _ in range(self.timed))})
+        optional = {"session": self.sessions, "time": self.timed}
+        self.reads = frozenset({"item", *(name for name, read in optional.items() if read)})
         self.window = None if self.timed and config.freshness else config.depth
         self.grams, self.newest = contexts.Grams(config.depth), Newest(config.recent)
         self._tables: tuple[tuple[Tensor, Tensor], Experts, list[contexts.Order]] | None = None
@@ -85,6 +88,10 @@ class ContextTree(Encoder):
         if self.timed:
             self.newest.add(events["time"], events["item"], asked)
 
+    def end_task(self, tasks: tuple[str, ...], phase: str) -> None:
+        """Where freshness is not believed, events before the longest context say nothing."""
+        self.window = None if self._made()[0].freshness else self.config.depth
+
     def encode(self, history: History) -> Encoded:
         """Nothing is worked out before a question is put."""
         return Encoded(history, history.events["item"].unsqueeze(-1).float())
@@ -92,18 +99,12 @@ class ContextTree(Encoder):
     def score(self, encoded: Encoded, query: Query) -> Tensor:
         """[B, Q, C, 1] log-probabilities: of the whole space, or of `query.ids`."""
         root, orders = self._made()
-        item = encoded.history.events["item"]
-        base = root.base(item, query.at)
-        return contexts.interpolate(orders, item, query, base, self._start(encoded.history)).unsqueeze(-1)
+        item, start = encoded.history.events["item"], self._start(encoded.history)
+        return contexts.interpolate(orders, item, query, root.base(item, query), self.size, start).unsqueeze(-1)
 
     def _start(self, history: History) -> Tensor | None:
         """The position that begins each event's session [B, L]."""
-        if not self.sessions:
-            return None
-        session = history.events["session"]
-        begins = torch.arange(session.shape[1], device=session.device).expand_as(session).clone()
-        begins[:, 1:].masked_fill_(session[:, 1:] == session[:, :-1], 0)
-        return begins.cummax(1).values
+        return contexts.starts(history.events["session"]) if self.sessions else None
 
     def _made(self) -> tuple[Experts, list[contexts.Order]]:
         """The root and the weighed orders; made at the first question after a count."""
@@ -111,10 +112,10 @@ class ContextTree(Encoder):
         if self._tables is None or any(was is not now for was, now in zip(self._tables[0], made_of, strict=True)):
             config, counts = self.config, self.grams.popularity(self.size)
             real = np.arange(self.size) >= FIRST
-            a = config.smoothing / real.sum()
+            a = 1 / real.sum() if config.smoothing is None else config.smoothing
             rows, wanted = self.newest.rows.cpu().numpy(), (config.popularity, config.freshness)
             root = experts(rows, counts, real, a, config.prior, *wanted)
-            left_out = (np.maximum(counts - 1, 0) + a) / (max(counts.sum() - 1, 0) + config.smoothing)  # [n]
+            left_out = (np.maximum(counts - 1, 0) + a) / (max(counts.sum() - 1, 0) + a * real.sum())  # [n] of P_0
             orders = weighed(self.grams.orders(self.size, config.min_count), left_out, self.size, config.prior, config.backoff)
             device = made_of[0].device
             self._tables = made_of, root.to(device), [order.to(device) for order in orders]

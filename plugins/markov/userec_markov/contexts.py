@@ -15,7 +15,10 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from userec.batch import Query, gather_positions
-from userec.schema import Task
+from userec.schema import FIRST, Task
+
+MERGE = 2**20
+"""N-grams that may wait, at least, before they are merged."""
 
 
 @dataclass(frozen=True)
@@ -49,8 +52,10 @@ class Grams(nn.Module):
         self._new: list[np.ndarray] = []  # not merged yet
 
     def add(self, rows: np.ndarray) -> None:
-        """Count n-grams [N, order + 1]."""
+        """Count n-grams [N, order + 1]; those that wait are merged when they are more than the merged ones."""
         self._new.append(rows)
+        if sum(map(len, self._new)) > max(len(self.rows), MERGE):
+            self.merged()
 
     def merged(self) -> Tensor:
         """Take what was added since into `rows` and `counts`; `counts` is another tensor whenever they have changed."""
@@ -101,6 +106,13 @@ def grams(item: Tensor, asked: Tensor, order: int, start: Tensor | None = None) 
     return windows[asked].to(torch.int32).cpu().numpy()
 
 
+def starts(session: Tensor) -> Tensor:
+    """The position [B, L] that begins the session of each event of rows `session` [B, L]; an event of none is its own."""
+    begins = torch.arange(session.shape[1], device=session.device).expand_as(session).clone()
+    begins[:, 1:].masked_fill_((session[:, 1:] == session[:, :-1]) & (session[:, 1:] >= FIRST), 0)
+    return begins.cummax(1).values
+
+
 def merge(rows: np.ndarray, counts: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Equal rows [N, W] as one, in lexicographic order, their counts [N] added: whatever order they came in."""
     if not len(rows):
@@ -149,23 +161,21 @@ def lookup(ascending: Tensor, wanted: Tensor) -> Tensor:
     return torch.where(ascending[at] == wanted, at, -1)
 
 
-def interpolate(orders: list[Order], item: Tensor, query: Query, base: Tensor, start: Tensor | None = None) -> Tensor:
-    """[B, Q, C] log-probabilities after the events `item` [B, L] up to `query.at`: of the whole space, or of `query.ids`.
+def interpolate(orders: list[Order], item: Tensor, query: Query, base: Tensor, size: int, start: Tensor | None = None) -> Tensor:
+    """[B, Q, C] log-probabilities after the events `item` [B, L] up to `query.at`: of all `size` ids, or of `query.ids`.
 
-    `base` [1|R, n] is the distribution of order 0, R = B * Q; `start` as in `grams`."""
-    at, size = query.at.flatten(), base.shape[1]
+    `base` [1|R, C] is the distribution of order 0 at those candidates, R = B * Q; `start` as in `grams`."""
     mass, path = _path(orders, item, query.at, size, start)
+    p = mass[:, None] * base  # [R, C]
     if query.ids is None:
-        p = mass[:, None] * base  # [R, n]
         for order, (context, weight) in zip(orders, path, strict=True):
             _add_successors(p, order, context, weight)
     else:
-        ids = query.ids.expand(*query.at.shape, -1).reshape(len(at), -1)  # [R, C]
-        p = mass[:, None] * base.expand(len(at), -1).gather(1, ids)
+        ids = query.ids.expand(*query.at.shape, -1).flatten(0, 1)  # [R, C]
         for order, (context, weight) in zip(orders, path, strict=True):
             pair = lookup(order.pairs, torch.where(context >= 0, context * size, -size)[:, None] + ids)
             p += torch.where(pair >= 0, _at(order.counts, pair) * weight[:, None], 0.0)
-    return p.clamp(min=torch.finfo(p.dtype).tiny).log().reshape(*query.at.shape, -1)
+    return p.clamp_(min=torch.finfo(p.dtype).tiny).log_().reshape(*query.at.shape, -1)
 
 
 def _path(

@@ -8,8 +8,11 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 
-from userec_markov.weights import posterior
+from userec.batch import Query, gather_positions
+from userec.schema import FIRST
+from userec_markov.weights import LOST, posterior
 
 
 class Newest(nn.Module):
@@ -44,23 +47,29 @@ class Experts:
 
     root: Tensor  # [n] float32: popularity overall and of late
     recent: Tensor  # [n] bool: the recent set
-    smoothing: float  # events added to each item
+    alike: Tensor  # [n] float32: events added to each item, 0 at reserved ids
     freshness: float  # weight of an unseen recent item, 0 = never
 
     def to(self, device: torch.device) -> Experts:
         """The same on `device`."""
-        return replace(self, root=self.root.to(device), recent=self.recent.to(device))
+        return replace(self, root=self.root.to(device), recent=self.recent.to(device), alike=self.alike.to(device))
 
-    def base(self, item: Tensor, at: Tensor) -> Tensor:
-        """The distribution before any context, of questions after `at` [B, Q] of rows `item` [B, L]: [1|R, n], R = B * Q."""
+    def base(self, item: Tensor, query: Query) -> Tensor:
+        """The distribution before any context of rows `item` [B, L]: of all ids [1|R, n], R = B * Q, or of `query.ids` [R, C]."""
+        ids = None if query.ids is None else query.ids.expand(*query.at.shape, -1)  # [B, Q, C]
         if not self.freshness:
-            return self.root[None]
-        rows, size = at.numel(), len(self.root)
-        met = torch.where(torch.arange(item.shape[1], device=at.device) <= at.unsqueeze(2), item.unsqueeze(1), 0)  # [B, Q, L]
-        fresh = self.recent.expand(rows, size).scatter(1, met.reshape(rows, -1), False).float()  # [R, n]
-        real = (self.root > 0).float()
-        total = fresh.sum(1, keepdim=True) + self.smoothing * real.sum()
-        return self.freshness * (fresh + self.smoothing * real) / total + (1 - self.freshness) * self.root
+            return self.root[None] if ids is None else self.root[ids].flatten(0, 1)
+        met = (first_met(item, item >= FIRST) & self.recent[item]).cumsum(1)  # [B, L] recent items met so far
+        unmet = self.recent.sum() - gather_positions(met, query.at)  # [B, Q]
+        share = (self.freshness / (unmet + self.alike.sum())).unsqueeze(2)  # [B, Q, 1] what one event is worth
+        root = (1 - self.freshness) * self.root
+        if ids is not None:
+            fresh = self.recent[ids] & ~_met(item, query.at, ids)
+            return (share * (fresh + self.alike[ids]) + root[ids]).flatten(0, 1)
+        p = (share * (self.recent + self.alike)).add_(root)  # [B, Q, n]
+        before = torch.arange(item.shape[1], device=item.device) <= query.at.unsqueeze(2)
+        old = torch.where(before, item.unsqueeze(1), 0)  # [B, Q, L]
+        return p.scatter_(2, old, share * self.alike[old] + root[old]).flatten(0, 1)
 
 
 def experts(
@@ -69,7 +78,8 @@ def experts(
     """The root of a tree: `counts` [n] of all events smoothed over the `real` ids [n] bool, with the experts over `rows` [W, 3].
 
     Each is weighed by how well the others of the newest events foretell each one of them; a fresh one is credited with what
-    freshness gives to a user who has met none of the recent set, the least it can give."""
+    freshness gives to a user who has met none of the recent set, the least it can give. Freshness that has lost all belief is
+    left out."""
     whole = real.sum()
     item, new = rows[:, 1], rows[:, 2] > 0
     late = np.bincount(item, minlength=len(counts)).astype(float)  # [n]
@@ -85,16 +95,23 @@ def experts(
             q = own * p + (1 - own) * q
             root = share * (late + smoothing) * real / (len(rows) + smoothing * whole) + (1 - share) * root
         if freshness:
-            p = ((new & (late[item] > 1)) + smoothing) / (recent.sum() + smoothing * whole)
-            weight = float(posterior(prior**2, np.log(p / q).sum()))
-    return Experts(torch.from_numpy(root).float(), torch.from_numpy(recent), smoothing, weight)
+            others = late[item] > 1  # [W] whether the item stays in the recent set without the event
+            p = ((new & others) + smoothing) / (recent.sum() - ~others + smoothing * whole)
+            found = float(posterior(prior**2, np.log(p / q).sum()))
+            weight = found if found > LOST else 0.0
+    return Experts(torch.from_numpy(root).float(), torch.from_numpy(recent), torch.from_numpy(smoothing * real).float(), weight)
 
 
 def first_met(item: Tensor, asked: Tensor) -> Tensor:
     """[B, L] bool: where a real event's item stands in its row for the first time."""
-    keyed = (item + torch.arange(len(item), device=item.device)[:, None] * (int(item.max()) + 1 if item.numel() else 1)).flatten()
-    kept = asked.flatten().nonzero().squeeze(1).cpu().numpy()
-    _, first = np.unique(keyed.cpu().numpy()[kept], return_index=True)
-    met = torch.zeros(item.numel(), dtype=torch.bool)
-    met[torch.from_numpy(kept[first])] = True
-    return met.reshape(item.shape).to(item.device)
+    ordered, place = torch.where(asked, item, 0).sort(dim=1, stable=True)
+    return torch.zeros_like(asked).scatter_(1, place, ordered > F.pad(ordered, (1, 0))[:, :-1])
+
+
+def _met(item: Tensor, at: Tensor, ids: Tensor) -> Tensor:
+    """Whether real `ids` [B, Q, C] stand in their row [B, L] up to `at` [B, Q]."""
+    ordered, place = F.pad(item, (0, 1)).sort(dim=1, stable=True)  # [B, L + 1], equal ones in their row's order
+    wanted = ids.flatten(1).contiguous()  # [B, Q * C]
+    first = torch.searchsorted(ordered, wanted).clamp_(max=item.shape[1])
+    stands = (ordered.gather(1, first) == wanted) & (place.gather(1, first) <= at.repeat_interleave(ids.shape[2], 1))
+    return stands.reshape(ids.shape)

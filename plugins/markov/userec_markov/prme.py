@@ -3,13 +3,13 @@
 Users and items have points P in a space of preference, items have others S in a space of sequence. After item c, item l is for
 user u at the distance D = alpha |P_u - P_l|^2 + (1 - alpha) |S_c - S_l|^2, or |P_u - P_l|^2 where more than `tau` passes before
 the question; the nearest come first, and training is BPR on -D. Expanded, with what is the same for every candidate left out, -D
-is a dot product: (a P_u, -a, b S_c, -b) . (2 P_l, |P_l|^2, 2 S_l, |S_l|^2), where (a, b) is (alpha, 1 - alpha) or (1, 0).
+is a dot product: (a P_u, -a, b S_c, -b) . (2 P_l, |P_l|^2, 2 S_l, |S_l|^2), where (a, b) is (alpha, 1 - alpha) or (1, 0);
+of a user whom training has not seen a is 0.
 
 Where we depart: 128 uniform negatives are shared by a batch, and one is void only where it is the answer itself, not where the
-user has had it after the same item; Adam at 1e-2 in batches stands for SGD at 0.005 event by event. There is no L2 penalty: on
-MovieLens-100K a small one (`train.weight_decay` 1e-5, which brings it back) took validation NDCG@10 from 0.103 to 0.095, and
-early stopping does its work. A gap threshold (published: six hours) is off unless `tau` is set. PRME-G's
-geographic weight is left out."""
+user has had it after the same item; Adam at 1e-2 in batches stands for SGD at 0.005 event by event. There is no L2 penalty
+(`train.weight_decay` brings it back): early stopping does its work. A gap threshold (published: six hours) is off unless `tau` is
+set. PRME-G's geographic weight is left out."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from typing import Any, ClassVar
 
 import torch
 from pydantic import Field as Setting
-from torch import Tensor, nn
+from torch import Tensor
 
 from userec.batch import Encoded, History, Query, gather_positions
 from userec.capability import Can
@@ -47,8 +47,8 @@ class PRMEConfig(Config):
 class PRME(Encoder):
     """Tokens [B, L, 2 dim + 2] are the user's half of the product at each position; the user is the last of them.
 
-    A user with no event in training stands at the origin of preference, where no user's taste has drawn the items apart. Before
-    any event preference alone counts."""
+    Before any event preference alone counts. A user with no event in training has no point of preference: the sequence alone
+    counts, and before any event all items are alike."""
 
     name = "prme"
     fidelity = "variant"
@@ -83,7 +83,7 @@ class PRME(Encoder):
         self.preference, self.sequence = build.table("item", config.dim), build.table("item", config.dim)
         self.labels = Heads(build, self.dim)
         for table in (self.users, self.preference, self.sequence):
-            nn.init.normal_(table.weight[FIRST:], std=config.spread)
+            table.reset(std=config.spread)
         known = torch.arange(build.schema.spaces["user"]) >= FIRST
         if build.train is not None:
             known[FIRST:] &= torch.from_numpy(build.train.lengths > 0)
@@ -98,15 +98,17 @@ class PRME(Encoder):
         item, near = history.events["item"], history.mask  # [B, L]: where the sequence counts
         if self.config.tau is not None:
             near = near & (history.asked["asked.time"] - history.events["time"] <= self.config.tau * HOUR)
-        user = self._user(history)[:, None].expand(-1, item.shape[1], -1)  # [B, L, dim]
+        user, known = self._user(history)
         sequence = (1 - self.config.alpha) * near.to(user.dtype)
-        tokens = _half(user, 1 - sequence, self.sequence(item), sequence) * history.mask.unsqueeze(2)
+        points = user[:, None].expand(-1, item.shape[1], -1)  # [B, L, dim]
+        tokens = _half(points, (1 - sequence) * known, self.sequence(item), sequence) * history.mask.unsqueeze(2)
         return Encoded(history, tokens, gather_positions(tokens, history.last[:, None])[:, 0])
 
     def queries(self, encoded: Encoded, query: Query) -> Tensor:
         """The token at `query.at`, the user's preference alone before any event: [B, Q, D]."""
-        user = self._user(encoded.history)[:, None]  # [B, 1, dim]
-        alone = _half(user, user.new_ones(len(user), 1), torch.zeros_like(user), user.new_zeros(len(user), 1))
+        user, known = self._user(encoded.history)
+        point = user[:, None]  # [B, 1, dim]
+        alone = _half(point, known, torch.zeros_like(point), torch.zeros_like(known))
         return torch.where(query.at.unsqueeze(2) < 0, alone, gather_positions(encoded.tokens, query.at))
 
     def candidates(self, tasks: tuple[str, ...], ids: Tensor | None = None) -> tuple[Tensor, Tensor | None]:
@@ -117,10 +119,11 @@ class PRME(Encoder):
         p, s = (x.all() if ids is None else x(ids) for x in (self.preference, self.sequence))
         return torch.cat([2 * p, p.square().sum(-1, keepdim=True), 2 * s, s.square().sum(-1, keepdim=True)], -1), None
 
-    def _user(self, history: History) -> Tensor:
-        """P_u [B, dim]."""
+    def _user(self, history: History) -> tuple[Tensor, Tensor]:
+        """P_u [B, dim], and [B, 1] 1 where training has seen the user, 0 elsewhere."""
         user = torch.where(history.user < len(self.known), history.user, 0)
-        return self.users(user) * self.known[user].unsqueeze(1)
+        point = self.users(user)
+        return point, self.known[user].unsqueeze(1).to(point.dtype)
 
 
 def _half(p: Tensor, a: Tensor, s: Tensor, b: Tensor) -> Tensor:

@@ -1,7 +1,8 @@
 """How far each context is believed: the weights of a context tree, found from its counts alone.
 
 Every event is judged by a tree that never saw it: its own count is taken out of each context on its path, and its own ratio out
-of each weight. That needs no order of events, so halves of the data counted apart, in either order, give the same weights."""
+of each weight. That needs no order of events, so halves of the data counted apart, in either order, give the same weights. The
+shortest context is judged against popularity overall, of which the experts of the newest events are no part."""
 
 from __future__ import annotations
 
@@ -17,7 +18,7 @@ STRENGTHS = 2.0 ** np.arange(-3, 7)
 """Strengths of the back-off that are tried."""
 
 LIMIT = float(np.log(1e6 - 1))
-"""Weights stay between 1e-6 and 1 - 1e-6."""
+"""Weights stay between 1e-6, where all belief is lost, and 1 - 1e-6."""
 
 
 def posterior(prior: float, ratios: np.ndarray) -> np.ndarray:
@@ -25,8 +26,13 @@ def posterior(prior: float, ratios: np.ndarray) -> np.ndarray:
     return 1 / (1 + np.exp(-np.clip(np.log(prior / (1 - prior)) + ratios, -LIMIT, LIMIT)))
 
 
+LOST = float(posterior(0.5, np.array(-np.inf)))
+"""The weight of what has lost all belief."""
+
+
 def weighed(orders: Sequence[Order], q: np.ndarray, size: int, prior: float, strength: float | None) -> list[Order]:
-    """The orders with `worth` and `rest` of the mixture. `q` [n]: each item's probability at the root without one of its events.
+    """The orders with `worth` and `rest` of the mixture. `q` [n]: each item's probability before any context, without one of its
+    events.
 
     `strength` None: of `STRENGTHS` the one under which the events of that order are likeliest."""
     found: list[Order] = []
