@@ -25,10 +25,8 @@ def batch(rows: int) -> Batch:
         0.5,
     )
     query = Query(history.last[:, None], torch.arange(6).reshape(1, 1, 6), {"asked.time": item[:, :1]})
-    labels, log_q = torch.ones(rows, 1, 6, 1), torch.zeros(1, 1, 6)
-    return Batch(
-        history, Targets(query, item[:, :1], labels, labels[:, :, 0, 0], log_q), torch.arange(rows), torch.arange(rows) + 9
-    )
+    labels = torch.ones(rows, 1, 6, 1)
+    return Batch(history, Targets(query, item[:, :1], labels, labels[:, :, 0, 0]), torch.arange(rows), torch.arange(rows) + 9)
 
 
 def tensors(value: Any) -> list[Tensor]:
@@ -43,7 +41,7 @@ def test_rows_are_cut_everywhere_but_where_one_stands_for_all() -> None:
     part = whole.rows(2, 4)
     assert part.history.tasks == ("next",)
     assert part.history.epoch == 0.5
-    assert len(tensors(part)) == 15
+    assert len(tensors(part)) == 14
     for mine, theirs in zip(tensors(part), tensors(whole), strict=True):
         assert torch.equal(mine, theirs[2:4] if len(theirs) == 5 else theirs)
     assert part.targets is not None

@@ -77,7 +77,6 @@ class Targets(_Moves):
     answer: Tensor | None = None  # [B, Q] int64, an id of the task's space
     labels: Tensor | None = None  # [B, Q, C, A] float32, NaN = not observed
     weight: Tensor | None = None  # [B, Q] float32, 0 = no question stands here
-    log_q: Tensor | None = None  # [B|1, Q|1, C] float32, subtracted from scores; +inf voids a candidate
 
 
 @dataclass(frozen=True)

@@ -99,6 +99,9 @@ def test_bad_sequences_are_told(tmp_path: Path, text: str, says: str) -> None:
         ({"10": 4}, "'10' has 4, expected"),
         ({"10": [1, "Hair"]}, "'10' has [1, \"Hair\"], expected"),
         ({"10": [True]}, "'10' has [true], expected"),
+        ({"9" * 20: [1]}, f"'{'9' * 20}' has [1], expected an item's number up to {2**63 - 1} and"),
+        ({"9" * 5000: [1]}, "has [1], expected"),
+        ({"10": [1, 2**63]}, "'10' has [1, 9223372036854775808], expected"),
     ],
 )
 def test_bad_attributes_are_told(tmp_path: Path, attributes: object, says: str) -> None:

@@ -18,7 +18,7 @@ from userec.dataset.contract import Dataset, Source
 from userec.errors import UserError
 from userec.schema import Field
 from userec_datasets import sample
-from userec_datasets.lines import UNREADABLE, find, read_lines
+from userec_datasets.lines import LARGEST, UNREADABLE, find, read_lines
 
 EVENTS: Final = "Beauty.txt"
 ATTRIBUTES: Final = "Beauty_item2attributes.json"
@@ -100,10 +100,11 @@ def read_attributes(path: Path) -> pd.DataFrame:
     if not isinstance(found, dict):
         raise UserError(f"{path} holds a {type(found).__name__}, expected a mapping of items to lists of attributes")
     for item, values in found.items():
-        if not (item.isascii() and item.isdecimal() and _numbers(values)):
-            raise UserError(f"{path}: {item!r} has {json.dumps(values)[:60]}, expected an item's number and a list of numbers")
+        if not (item.isascii() and item.isdecimal() and len(item) <= 30 and int(item) <= LARGEST and _numbers(values)):
+            expected = f"expected an item's number up to {LARGEST} and a list of such numbers"
+            raise UserError(f"{path}: {item[:30]!r} has {json.dumps(values)[:60]}, {expected}")
     return pd.DataFrame({"item": np.fromiter(map(int, found), np.int64, len(found)), "item.attributes": list(found.values())})
 
 
 def _numbers(values: Any) -> bool:
-    return isinstance(values, list) and all(type(value) is int for value in values)
+    return isinstance(values, list) and all(type(value) is int and abs(value) <= LARGEST for value in values)

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import dataclasses
 from typing import Any
 
 import pytest
@@ -56,6 +57,18 @@ def test_hidden_events_and_the_following_one_are_asked_and_nothing_of_them_is_le
     assert torch.equal(history.events["time"], before.history.events["time"][:, :-1] * history.mask)
     kept = history.mask & ~hidden
     assert torch.equal(history.events["item"][kept], before.history.events["item"][:, :-1][kept])
+
+
+def test_each_question_is_put_when_its_event_happened() -> None:
+    before = raw()
+    time = before.history.events["time"] + 10**9 * before.history.mask
+    following = torch.cat([time[:, 1:], time[:, -1:]], 1)
+    following = torch.where(following > 0, following, time)  # after a row's last event nothing later is known
+    history = dataclasses.replace(before.history, events=before.history.events | {"time": time}, asked={"asked.time": following})
+    targets = cloze(dataclasses.replace(before, history=history), 0.4, 0.0, rng()).targets
+    asked = targets.weight > 0
+    assert asked[:, 0].sum() > 2  # first events, which stand behind none
+    assert torch.equal(targets.query.context["asked.time"][asked], time[asked])
 
 
 def test_masks_are_drawn_anew_and_by_the_generator_alone() -> None:

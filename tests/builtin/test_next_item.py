@@ -247,7 +247,8 @@ def test_the_draw_is_a_function_of_the_generator() -> None:
 
 
 @pytest.mark.parametrize(
-    "settings", [{}, *({"negatives": 3, **one} for one in SAMPLED), {"in_batch": 3}, {"in_batch": 3, "negatives": 3}]
+    "settings",
+    [{}, *({**some, **one} for some in ({"negatives": 3}, {"in_batch": 3}, {"in_batch": 3, "negatives": 3}) for one in SAMPLED)],
 )
 @pytest.mark.parametrize("shared", [False, True])
 def test_a_batch_without_questions_costs_nothing(settings: dict[str, Any], shared: bool) -> None:

@@ -190,6 +190,11 @@ def test_label_rows_carry_their_answer() -> None:
         assert torch.equal(batch.targets.query.context["asked.time"], batch.history.events["item"] * 10)
 
 
+def test_who_is_told_when_a_question_is_put_is_told_when_events_were() -> None:
+    (batch,) = loader([4], window=3, fields=["asked.time"]).batches(0)
+    assert batch.history.events["time"].tolist() == (batch.history.events["item"] * 10).tolist()
+
+
 def test_an_unknown_field_is_refused() -> None:
     with pytest.raises(UserError, match=r"unknown field 'tyme'.*did you mean 'time'"):
         loader([5], fields=["tyme"])

@@ -41,6 +41,17 @@ def test_the_mask_is_the_seeds() -> None:
     assert not torch.equal(found[0], found[2])
 
 
+def test_close_to_one_nearly_all_is_dropped() -> None:
+    torch.manual_seed(0)
+    assert (Dropout(0.999999)(torch.ones(1000, 10)) == 0).double().mean() > 0.998
+
+
+@pytest.mark.parametrize("p", [1.0, -0.1, 1.5, float("nan")])
+def test_what_is_no_share_is_refused(p: float) -> None:
+    with pytest.raises(ValueError, match=rf"dropout p={p}: "):
+        Dropout(p)
+
+
 def test_nothing_is_dropped_in_evaluation_nor_at_zero() -> None:
     x = torch.randn(5, 3)
     assert Dropout(0.5).eval()(x) is x

@@ -23,10 +23,13 @@ def parts(tmp_path_factory):
     return registry, coded
 
 
-def session_of(parts, toy, batch=None, **train):
+NEXT_ITEM = {"name": "next_item"}
+
+
+def session_of(parts, toy, batch=None, objective=NEXT_ITEM, **train):
     registry, coded = parts
     plugins = {**registry.plugins, "encoders": {**registry.plugins["encoders"], toy.name: toy}}
-    said = {"encoder": {"name": toy.name}, "objective": {"name": "next_item"}}
+    said = {"encoder": {"name": toy.name}} | ({} if objective is None else {"objective": objective})
     said |= {"split": {"name": "leave_last"}, "batch": {"rows": 8, **(batch or {})}, "train": train}
     session = open_session(plugins, coded, said)
     return session, session.run.experiment
@@ -290,3 +293,28 @@ def test_what_cannot_carry_a_state_is_refused(parts, toy):
     model.encoder.window = 2
     with pytest.raises(UserError, match=r"batch\.carry=3 is more than encoder\.window=2"):
         session.train(model)
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"name": "cloze"},
+        {"name": "future"},
+        {"name": "future", "window": 1, "question": "each"},
+        {"name": "future", "question": "last"},
+    ],
+)
+def test_a_state_is_carried_under_a_question_for_the_next_event_alone(parts, settings):
+    from userec.testing import toys
+
+    session, experiment = session_of(parts, toys.Stateful, {"carry": 3}, settings)
+    with pytest.raises(UserError, match=rf"batch\.carry=3 .*; objective '{settings['name']}' .*use --objective next_item"):
+        session.train(session.compose(experiment))
+
+
+def test_an_encoder_that_counts_has_no_state_to_carry(parts):
+    from userec.testing import toys
+
+    session, experiment = session_of(parts, toys.Counting, {"carry": 3}, None)
+    with pytest.raises(UserError, match=r"batch\.carry=3 .*encoder 'toy-counting' counts: leave batch\.carry out"):
+        session.train(session.compose(experiment))

@@ -49,8 +49,9 @@ def test_gbce_beta_of_the_paper(t: float, beta: float) -> None:
     assert prices.gbce_beta(256, 3416, t) == pytest.approx(beta, abs=5e-4)
 
 
-def test_gbce_beta_of_more_negatives_than_items_is_one() -> None:
+def test_gbce_beta_of_more_negatives_than_items_is_one_and_so_it_is_of_none() -> None:
     assert prices.gbce_beta(50, 10, 1.0) == 1.0
+    assert prices.gbce_beta(0, 10, 0.75) == 1.0
 
 
 def test_values_by_hand() -> None:

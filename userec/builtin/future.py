@@ -34,7 +34,8 @@ class FutureConfig(ChoiceConfig):
 
 
 class Future(Choice):
-    """What the answers are made of stands behind the last event that any of its questions may see."""
+    """What the answers are made of stands behind the last event that any of its questions may see; under `each`, behind the one
+    position that it is the answer of."""
 
     name = "future"
     fidelity = "paper"

@@ -113,7 +113,7 @@ class Labelled(Objective):
         if count is None:
             return ids, labels
         sampler = Uniform(self.build.schema.spaces[self.group[0].space])
-        drawn = sampler.draw(answer.flatten(), count, rng)[0].reshape(*answer.shape, count)
+        drawn = sampler.draw(answer.flatten(), count, rng).reshape(*answer.shape, count)
         wrong = labels.new_zeros(*drawn.shape, labels.shape[-1]).masked_fill((drawn == ids).unsqueeze(-1), torch.nan)
         return torch.cat([ids, drawn], -1), torch.cat([labels, wrong], -2)
 

@@ -30,7 +30,8 @@ class BatchConfig(Config):
     windows: Literal["all", "last"] = "all"
     """All windows of a user's training events, or the newest alone."""
     carry: int | None = Setting(None, ge=1)
-    """Session-parallel reading: `rows` users side by side, so many events of each a batch, and the state carried on."""
+    """Session-parallel reading: `rows` users side by side, so many events of each a batch, and the state carried on. It reads
+    every event once, in order, so `tokens`, `windows` and `bucket` are not used."""
     bucket: int = Setting(50, ge=1)
     """Batches a shuffled block, inside which rows are sorted by length."""
     eval_rows: int = Setting(1024, ge=1)
@@ -81,7 +82,8 @@ def prefixes(events: Events, window: int | None, ahead: int, last: bool) -> Rows
 
 
 class Collator:
-    """Rows -> right-padded tensors of the fields asked for. `events` is the store that the rows index."""
+    """Rows -> right-padded tensors of the fields asked for, `item` always, `time` with `asked.time`. `events` is the store that
+    the rows index."""
 
     def __init__(self, coded: Coded, events: Events, fields: Collection[str]) -> None:
         known = {"user", "asked.time", *events.fields, *coded.profile, *coded.catalog.get("item", {})}
@@ -89,7 +91,8 @@ class Collator:
             if name not in known or (name == "asked.time" and "time" not in events.fields):
                 raise unknown("field", name, known, f"data set {coded.name!r}")
         self.events = events
-        self.columns = {name: column for name, column in events.fields.items() if name in fields or name == "item"}
+        told = {"item", *fields, *(("time",) if "asked.time" in fields else ())}
+        self.columns = {name: column for name, column in events.fields.items() if name in told}
         self.profile = {name: column for name, column in coded.profile.items() if name in fields}
         self.asked = "asked.time" in fields
 

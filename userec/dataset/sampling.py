@@ -1,10 +1,9 @@
-"""Negative samplers: never the positive, with the log-probability of each draw, memory bounded by what is asked for.
+"""Negative samplers: ids other than the positive, memory bounded by what is asked for.
 
-`draw(positives [N], count, rng)` gives ids and log_q, both [N, count]; log_q is +inf where a candidate is void."""
+`draw(positives [N], count, rng)` gives ids [N, count]. One that is the positive all the same is void: the caller tells it by
+that."""
 
 from __future__ import annotations
-
-import math
 
 import torch
 from torch import Tensor
@@ -21,12 +20,11 @@ class Uniform:
             raise UserError(f"uniform negatives need at least two items, the space has {n - FIRST}")
         self.n = n
 
-    def draw(self, positives: Tensor, count: int, rng: torch.Generator) -> tuple[Tensor, Tensor]:
+    def draw(self, positives: Tensor, count: int, rng: torch.Generator) -> Tensor:
         """Exact: one of the n - 3 other ids, those from the positive on shifted by one."""
         others = self.n - FIRST - 1
         ids = torch.randint(others, (len(positives), count), generator=rng, device=positives.device) + FIRST  # [N, count]
-        ids += ids >= positives.clamp(min=FIRST)[:, None]
-        return ids, torch.full(ids.shape, -math.log(others), device=ids.device)
+        return ids.add_(ids >= positives.clamp(min=FIRST)[:, None])
 
 
 class Popularity:
@@ -42,8 +40,9 @@ class Popularity:
             raise UserError("popularity negatives need at least one training event")
         self.p = weight / weight.sum()  # [n] float64
         self.cdf = self.p.cumsum(0)
+        self.last = int(self.p.nonzero()[-1])
 
-    def draw(self, positives: Tensor, count: int, rng: torch.Generator) -> tuple[Tensor, Tensor]:
+    def draw(self, positives: Tensor, count: int, rng: torch.Generator) -> Tensor:
         """By inversion of the cumulative distribution."""
         ids = self._sample((len(positives), count), rng)  # [N, count]
         for _ in range(self.rounds):
@@ -51,9 +50,8 @@ class Popularity:
             if not len(again[0]):
                 break
             ids[again] = self._sample(again[0].shape, rng)
-        log_q = self.p.log().float()[ids]
-        return ids, log_q.masked_fill(ids == positives[:, None], math.inf)
+        return ids
 
     def _sample(self, shape: tuple[int, ...], rng: torch.Generator) -> Tensor:
         drawn = torch.rand(shape, generator=rng, dtype=torch.float64, device=self.cdf.device) * self.cdf[-1]
-        return torch.searchsorted(self.cdf, drawn, right=True).clamp(max=int(self.p.nonzero()[-1]))
+        return torch.searchsorted(self.cdf, drawn, right=True).clamp(max=self.last)

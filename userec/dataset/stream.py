@@ -18,8 +18,8 @@ from userec.dataset.split import Division, ragged
 
 
 class StreamLoader:
-    """Batches of at most `config.rows` slots, each with the next `carry` training events of its user, and `ahead` more for the
-    objective to look at. Users come in an order drawn anew each epoch."""
+    """Batches of at most `config.rows` slots, each with the next `carry` training events of its user and the one that follows
+    them, which is asked for. Users come in an order drawn anew each epoch."""
 
     def __init__(
         self,
@@ -29,11 +29,10 @@ class StreamLoader:
         config: BatchConfig,
         carry: int,
         task: str,
-        ahead: int,
         fields: Collection[str],
         seed: int,
     ) -> None:
-        self.config, self.carry, self.task, self.ahead, self.seed = config, carry, task, ahead, seed
+        self.config, self.carry, self.task, self.seed = config, carry, task, seed
         self.events, self.kept = division.train, division.kept
         self.collator = Collator(coded, division.train, fields)
         self._plan: tuple[int, Rows, np.ndarray, np.ndarray] | None = None
@@ -42,14 +41,14 @@ class StreamLoader:
         """(rows of all batches, one batch after the other; the row of the batch before that each goes on from, -1 where a user
         begins [N]; where each batch begins [K + 1])."""
         if self._plan is None or self._plan[0] != epoch:
-            lengths = self.events.lengths - self.ahead
+            lengths = self.events.lengths - 1  # transitions
             users = np.random.default_rng((self.seed, epoch)).permutation(np.flatnonzero(lengths > 0))
             counts = -(-lengths[users] // self.carry)  # [U] stretches a user
             slot, begin = _seats(counts, self.config.rows)
             number = ragged(np.zeros_like(counts), counts)  # [N] which stretch of its user a row is
             user, at, slot = (np.repeat(x, counts) for x in (users, begin, slot))
             at = at + number
-            stop = np.minimum((number + 1) * self.carry, lengths[user]) + self.ahead
+            stop = np.minimum((number + 1) * self.carry, lengths[user]) + 1
             order = np.lexsort((slot, at))
             bounds = np.searchsorted(at[order], np.arange(at.max(initial=-1) + 2))
             rows = Rows(user, self.events.offsets[user] + stop, stop - number * self.carry).take(order)

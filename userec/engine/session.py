@@ -217,23 +217,31 @@ class Session:
         encoder, config = model.encoder, model.experiment.batch
         reads = encoder.reads if objective is None else encoder.reads | objective.reads
         told: dict[str, Any] = {"task": tasks[0], "fields": reads, "seed": model.experiment.seed, "config": config}
+        if config.carry is not None:
+            self._check_carry(encoder, objective, config.carry, tasks[0])
+            return StreamLoader(self.coded, self.division, carry=config.carry, **told)
         ahead = 0 if objective is None else objective.ahead
-        if config.carry is not None and objective is not None:
-            self._check_carry(encoder, config.carry, tasks[0])
-            return StreamLoader(self.coded, self.division, carry=config.carry, ahead=ahead, **told)
         whole = objective is None or objective.windows or Can.ANY_POSITION in encoder.offers
         window = None if objective is None else encoder.window
         return TrainLoader(self.coded, self.division, window=window, ahead=ahead, whole=whole, **told)
 
-    def _check_carry(self, encoder: Encoder, carry: int, task: str) -> None:
-        """Raises UserError where a state cannot be carried from batch to batch."""
+    def _check_carry(self, encoder: Encoder, objective: Objective | None, carry: int, task: str) -> None:
+        """Raises UserError where a state cannot be carried from batch to batch: the encoder has none, or what it reads is not
+        every event in order (an objective that cuts or hides more than the event that follows)."""
         name, missing = f"batch.carry={carry}", (Can.CARRY_STATE | Can.ANY_POSITION) & ~encoder.offers
+        if objective is None:
+            raise UserError(f"{name} is for training by gradient; encoder {encoder.name!r} counts: leave batch.carry out")
         if missing:
             raise UserError(f"{name} needs {missing.words}; encoder {encoder.name!r} offers {encoder.offers.words}")
         if encoder.window is not None and carry > encoder.window:
             raise UserError(f"{name} is more than encoder.window={encoder.window}: a stretch must fit into the window")
         if not self.coded.schema.task(task).events:
             raise UserError(f"{name} reads events one after another; task {task!r} has labels: leave batch.carry out")
+        if objective.windows or objective.ahead != 1:
+            asks = "asks for the next event of each; objective"
+            raise UserError(
+                f"{name} {asks} {objective.name!r} asks for others: use --objective next_item or leave batch.carry out"
+            )
 
     def _train_by_gradient(self, model: Model, tasks: tuple[str, ...], phase: str, folder: Path | None, resume: bool) -> None:
         encoder, experiment = model.encoder, model.experiment

@@ -55,7 +55,8 @@ class ChoiceConfig(Config):
 class Choice(Objective):
     """What asks such questions says which in `ask`; candidates and price are all here."""
 
-    log_p: Tensor  # [n] log-probability of each id to be the answer of some question; unused without `in_batch`
+    log_p: Tensor  # [n] log-probability of each id to be the answer of a question; unused without `in_batch`. It is an
+    # approximation: the share of all training events, of which a question may ask for some alone (not a user's first)
     log_r: Tensor  # [n] log-probability of each id to be drawn; unused where draws are uniform and alone
 
     def __init__(self, config: Any, build: Build) -> None:
@@ -162,7 +163,7 @@ class Choice(Objective):
         """[B, Q, 1 + K]: each question's answer and its own negatives; 0 where none is asked."""
         ids = answer.new_zeros(*asked.shape, 1 + self.config.negatives)
         if len(answer):
-            ids[asked] = torch.cat([answer.unsqueeze(-1), self.sampler.draw(answer, self.config.negatives, rng)[0]], -1)
+            ids[asked] = torch.cat([answer.unsqueeze(-1), self.sampler.draw(answer, self.config.negatives, rng)], -1)
         return ids
 
     def _shared(self, answer: Tensor, rng: torch.Generator) -> Tensor:
@@ -172,7 +173,7 @@ class Choice(Objective):
         if isinstance(self.sampler, Uniform):
             drawn = torch.randint(FIRST, self.size, (count,), generator=rng)
         else:
-            drawn = self.sampler.draw(answer.new_zeros(1), count, rng)[0][0]
+            drawn = self.sampler.draw(answer.new_zeros(1), count, rng)[0]
         return torch.cat([chosen, drawn]).view(1, 1, -1)
 
     def _log_q(self, targets: Targets) -> Tensor:

@@ -36,7 +36,10 @@ def gbce(scores: Tensor, beta: float, log_q: Tensor | None = None) -> Tensor:
 def gbce_beta(negatives: int, items: int, t: float) -> float:
     """The exponent of gBCE for k negatives of N items: alpha (t (1 - 1/alpha) + 1/alpha), alpha = k / (N - 1).
 
-    t = 0 gives 1 (plain BCE), t = 1 gives alpha (calibrated); more negatives than items count as all of them."""
+    t = 0 gives 1 (plain BCE), t = 1 gives alpha (calibrated); more negatives than items count as all of them. Without a negative
+    there is nothing to calibrate: 1."""
+    if negatives == 0:
+        return 1.0
     alpha = min(negatives / max(items - 1, 1), 1.0)
     return alpha * (t * (1 - 1 / alpha) + 1 / alpha)
 

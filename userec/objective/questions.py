@@ -1,6 +1,9 @@
 """Questions: a raw batch of training rows becomes a history and what is asked of it. Pure functions of (batch, rng).
 
-A raw row holds `window + ahead` events, right-padded. What an answer is made of never stays in the history."""
+A raw row holds `window + ahead` events, right-padded. What the answers of `cloze` and `future` are made of, and that of a row's
+last position, is hidden or cut off: it never stays in the history. Where each position of a row is asked for what follows it
+(`next_item` but for `last`, `following`), the answer of an earlier one stands in the history behind it: such questions are for
+an encoder that is CAUSAL."""
 
 from __future__ import annotations
 
@@ -36,7 +39,8 @@ def next_item(batch: Batch, positions: Positions = "all", rng: torch.Generator |
 
 def cloze(batch: Batch, mask: float, alone: float, rng: torch.Generator) -> Batch:
     """Which items are hidden: rows of window + 1 events -> histories [B, L] without each row's last event, in which a share
-    `mask` of the events is hidden (in a share `alone` of the rows none is); Q = L + 1 questions, `at` = -1..L-1.
+    `mask` of the events is hidden (in a share `alone` of the rows none is); Q = L + 1 questions, `at` = -1..L-1. Each is put when
+    its event happened, a row's first too, which stands behind no other.
 
     Question q asks for event q from the others: `weight` is 1 where that is hidden, or a row's last. A hidden event has item 1,
     unknown, and keeps only what tells when it was: `time` and `session`; its other fields are zero."""
@@ -50,7 +54,13 @@ def cloze(batch: Batch, mask: float, alone: float, rng: torch.Generator) -> Batc
     place = torch.arange(length, device=items.device).expand_as(items)  # [B, L + 1]
     asked = F.pad(hidden, (0, 1)) | (place == batch.history.last[:, None])
     at = torch.where(asked, place - 1, -1)
-    return _asked(batch, dataclasses.replace(history, events=events), at, items.masked_fill(~asked, PAD))
+    out = _asked(batch, dataclasses.replace(history, events=events), at, items.masked_fill(~asked, PAD))
+    if "asked.time" not in history.asked:
+        return out
+    assert out.targets is not None
+    told = torch.cat([batch.history.events["time"][:, :1], out.targets.query.context["asked.time"][:, 1:]], 1)  # [B, L + 1]
+    query = dataclasses.replace(out.targets.query, context={**out.targets.query.context, "asked.time": told})
+    return dataclasses.replace(out, targets=dataclasses.replace(out.targets, query=query))
 
 
 def future(batch: Batch, window: int, seconds: int | None, positions: Positions, rng: torch.Generator) -> Batch:

@@ -12,10 +12,13 @@ LEVELS: Final = 1 << 16
 
 
 class Dropout(nn.Module):
-    """`nn.Dropout` to within 2^-17 of its `p`, which draws other masks from the same seed."""
+    """`nn.Dropout` to within 2^-17 of its `p` (2^-16 next to 1), which draws other masks from the same seed. Raises ValueError
+    where `p` is not in [0, 1)."""
 
     def __init__(self, p: float) -> None:
         super().__init__()
+        if not 0 <= p < 1:
+            raise ValueError(f"dropout p={p}: expected a share from 0 to below 1")
         self.p = p
 
     def forward(self, x: Tensor) -> Tensor:
@@ -24,7 +27,7 @@ class Dropout(nn.Module):
             return x
         if x.device.type != "cpu":
             return F.dropout(x, self.p)
-        dropped: Tensor = _Drop.apply(x, round(self.p * LEVELS))
+        dropped: Tensor = _Drop.apply(x, min(round(self.p * LEVELS), LEVELS - 1))
         return dropped
 
     def extra_repr(self) -> str:
@@ -39,7 +42,7 @@ class _Drop(torch.autograd.Function):
         bits = torch.empty(-(-x.numel() // 4), dtype=torch.int64).random_(-(2**63), None)  # four numbers' bits each
         kept = bits.view(torch.int16)[: x.numel()].view(x.shape) >= levels - LEVELS // 2
         ctx.save_for_backward(kept)
-        ctx.scale = LEVELS / max(LEVELS - levels, 1)
+        ctx.scale = LEVELS / (LEVELS - levels)
         return (x * kept).mul_(ctx.scale)
 
     @staticmethod
