@@ -238,8 +238,9 @@ def table(kept: Kept) -> list[str]:
     return [
         *lines,
         "",
-        f"{NOTE} Times better: more targets, or less time or memory. {sizes_tried(kept)} RecBole's atomic file was written before, by a"
-        f" process of its own, in {kept['written']['write_s']:.1f} s: not counted. {made_by(kept)};"
+        f"{NOTE} Times better: more targets, or less time or memory. {sizes_tried(kept)}"
+        " RecBole's atomic file was written before, by a process of its own,"
+        f" in {kept['written']['write_s']:.1f} s: not counted. {made_by(kept)};"
         f" medians of {kept['turns']} turns, the range in brackets.",
         "",
     ]
