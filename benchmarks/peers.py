@@ -4,10 +4,12 @@
     python benchmarks/peers.py --quality [--model sasrec ...] [--save]
 
 Alike: the archive, the targets (all but each user's last two events are trained on), window, width 64, two layers, dropout 0.2,
-the catalogue, fp32, two threads. Each system has an environment of its own, made once in benchmarks/.work/peers, and a process of
-its own, `benchmarks/peers/run_SYSTEM.py`; what is measured is its own loading, training loop and evaluation. The systems take
-turns, five times, each time another first; ratios are of medians. `--quality` instead trains each to as many targets and has one
-judge rank the validation targets by the scores that each gives.
+the catalogue, fp32, two threads, the version of torch. Each system has an environment of its own, made once in
+benchmarks/.work/peers, and a process of its own, `benchmarks/peers/run_SYSTEM.py`; what is measured is its own loading, training
+loop and evaluation. Before the race each of RecTools' batch sizes is tried, and the one that trains most targets a second races;
+of evaluation batch sizes each peer's quickest counts. The systems take turns, five times, each time another first; ratios are of
+medians. `--quality` instead trains each to as many targets, by the same optimizer, rate and users a batch in userec and RecTools,
+and has one judge rank the validation targets by the scores that each gives.
 
 `--save` keeps benchmarks/results/peers.json (or peers-quality.json), which docs/results.md is made from."""
 
@@ -19,8 +21,10 @@ import os
 import statistics
 import subprocess
 import sys
+import tempfile
 import venv
 from collections.abc import Iterable, Sequence
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any, Final
 
@@ -40,7 +44,7 @@ PIP: Final = {
         ["--no-deps", "recbole==1.2.1"],  # it asks for a ray that no longer runs
     ],
 }
-"""What pip is asked for, call by call."""
+"""What pip is asked for, call by call; of torch's range, the very version that userec runs on."""
 SYSTEMS: Final = {
     "sasrec": ("userec", "rectools", "recbole"),
     "bert4rec": ("userec", "rectools", "recbole"),
@@ -50,24 +54,26 @@ LENGTHS: Final = {"sasrec": (200, 50), "bert4rec": (200,), "gru4rec": (200,)}
 TURNS: Final = 5
 THREADS: Final = 2
 BATCHES: Final = {
-    ("userec", 50): (5, 60),
-    ("userec", 200): (5, 60),
-    ("rectools", 50): (2, 24),
-    ("rectools", 200): (2, 8),
-    ("recbole", 50): (3, 20),
-    ("recbole", 200): (1, 3),
+    "userec": {50: (5, 60), 200: (5, 60)},
+    "recbole": {50: (3, 20), 200: (2, 10)},
 }
-"""(batches before the clock, timed ones). userec's have some 6,000 events, RecTools' 128 users, RecBole's 256 prefixes."""
+"""{length: (batches before the clock, timed ones)}. userec's have some 6,000 events, RecBole's 256 prefixes."""
+ROWS: Final = {50: {128: (2, 24), 512: (1, 6)}, 200: {32: (8, 32), 128: (2, 8)}}
+"""{length: {users a batch: (batches before the clock, timed ones)}} that RecTools is tried at; 128 are its default."""
+TRIALS: Final = 2
+JUDGED_ROWS: Final = 128
+"""Users a batch in `--quality`."""
 EPOCHS: Final = {"sasrec": 20, "bert4rec": 40}
 """Epochs of RecTools whose targets all train in `--quality`. RecBole would take an hour and a half for as many: left out."""
 
 WHAT: Final[dict[str, str]] = {
     "targets_per_s": "trained targets a second",
-    "startup_s": "archive to a model ready to train, seconds, imports apart",
+    "startup_s": "archive (RecBole: atomic file) to a model ready to train, seconds, imports apart",
     "ready_s": "the same from the start of the process, seconds",
     "evaluate_s": "full ranking of 6,040 users with metrics, seconds",
     "peak_mb": "peak memory, MB",
 }
+SIZES: Final = {"batch": "a training batch", "evaluate_batch": "a batch of the evaluation"}
 GOALS: Final[dict[tuple[str, int, str], dict[str, float]]] = {
     ("sasrec", 200, "targets_per_s"): {"rectools": 3, "recbole": 200},
     ("sasrec", 50, "targets_per_s"): {"rectools": 2},
@@ -97,23 +103,37 @@ def python_of(system: str) -> str:
     if not made.is_file() or made.read_text() != asked:
         venv.create(folder, with_pip=True, clear=True)
         for words in PIP[system]:
-            subprocess.run([str(python), "-m", "pip", "install", "-q", *words], check=True, stdout=sys.stderr)
+            exact = [f"torch=={version('torch')}" if word == TORCH else word for word in words]
+            subprocess.run([str(python), "-m", "pip", "install", "-q", *exact], check=True, stdout=sys.stderr)
         made.write_text(asked)
     return str(python)
 
 
-def run(system: str, model: str, length: int, given: argparse.Namespace, *words: str) -> Kept:
-    """What the runner of a system says, in a process of its own."""
-    script = str(HERE / "peers" / f"run_{system}.py")
-    about = ["--model", model, "--length", str(length), "--data-dir", str(given.data_dir.resolve())]
-    about += ["--attention-dropout", str(given.attention_dropout)]
+def same_torch() -> None:
+    """Stops where an environment has another torch than userec runs on: then the race is one of torches too."""
+    ask = "from importlib.metadata import version; print(version('torch'))"
+    for system in PIP:
+        found = subprocess.check_output([python_of(system), "-c", ask], text=True).strip()
+        if found != version("torch"):
+            told = f"{system}'s environment has torch {found}, userec runs on {version('torch')}"
+            raise SystemExit(f"{told}: remove {WORK / 'peers' / system} and it is made anew, with userec's")
+
+
+def said(system: str, script: str, given: argparse.Namespace, *words: str) -> Kept:
+    """The last line that a script prints, in a process of its own and the environment of that system."""
     threads = {name: str(given.threads) for name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS")}
-    done = subprocess.run(
-        [python_of(system), script, *about, *words], env={**os.environ, **threads}, check=True, text=True, stdout=subprocess.PIPE
-    )
+    call = [python_of(system), str(HERE / "peers" / script), "--data-dir", str(given.data_dir.resolve()), *words]
+    done = subprocess.run(call, env={**os.environ, **threads}, check=True, text=True, stdout=subprocess.PIPE)
     found: Kept = json.loads(done.stdout.splitlines()[-1])
     print(json.dumps(found), file=sys.stderr)
     return found
+
+
+def run(system: str, model: str, length: int, given: argparse.Namespace, *words: str) -> Kept:
+    """What the runner of a system says."""
+    about = ["--model", model, "--length", str(length), "--attention-dropout", str(given.attention_dropout)]
+    about += ["--atomic", str(given.atomic)] if system == "recbole" else []
+    return said(system, f"run_{system}.py", given, *about, *words)
 
 
 def rotated(systems: Sequence[str], turn: int) -> list[str]:
@@ -123,35 +143,56 @@ def rotated(systems: Sequence[str], turn: int) -> list[str]:
 
 
 def median(runs: Sequence[Kept]) -> Kept:
-    """The median of every number, and the range of those that are told; what is no number as the last run says."""
+    """The median of every number, the range of those that are told, words that differ joined; all else as the last run says."""
     out = dict(runs[-1])
     for name, value in out.items():
         if isinstance(value, float):
             out[name] = statistics.median(run[name] for run in runs)
+        elif isinstance(value, str):
+            out[name] = " or ".join(dict.fromkeys(run[name] for run in runs))
     out["range"] = {name: [min(run[name] for run in runs), max(run[name] for run in runs)] for name in WHAT if name in out}
     return out
 
 
+def timed(warm: int, steps: int, given: argparse.Namespace) -> list[str]:
+    """The words for so many batches, or fewer where `--steps` says so."""
+    return ["--warm", str(warm), "--steps", str(min(steps, given.steps or steps))]
+
+
+def trials(model: str, length: int, given: argparse.Namespace) -> dict[int, float]:
+    """{users a batch: trained targets a second, the better of the trials} of RecTools."""
+    found = dict.fromkeys(ROWS[length], 0.0)
+    for _ in range(TRIALS):
+        for rows, batches in ROWS[length].items():
+            words = [*timed(*batches, given), "--rows", str(rows), "--no-evaluation"]
+            found[rows] = max(found[rows], run("rectools", model, length, given, *words)["targets_per_s"])
+    return found
+
+
 def races(given: argparse.Namespace) -> Iterable[Kept]:
-    """One of each model and length: the median of every system."""
+    """One of each model and length: the median of every system, RecTools at the batch size that trains fastest."""
     for model in given.model or SYSTEMS:
         for length in given.length or LENGTHS[model]:
+            words = {name: timed(*each[length], given) for name, each in BATCHES.items()}
+            tried = trials(model, length, given) if "rectools" in SYSTEMS[model] else {}
+            if tried:
+                best = max(tried, key=lambda rows: tried[rows])
+                words["rectools"] = [*timed(*ROWS[length][best], given), "--rows", str(best)]
             runs: dict[str, list[Kept]] = {system: [] for system in SYSTEMS[model]}
             for turn in range(given.turns):
                 for system in rotated(SYSTEMS[model], turn):
-                    warm, steps = BATCHES[system, length]
-                    steps = min(steps, given.steps or steps)
-                    runs[system].append(run(system, model, length, given, "--warm", str(warm), "--steps", str(steps)))
-            yield {"model": model, "length": length, "systems": {system: median(each) for system, each in runs.items()}}
+                    runs[system].append(run(system, model, length, given, *words[system]))
+            medians = {system: median(each) for system, each in runs.items()}
+            yield {"model": model, "length": length, "tried": tried, "systems": medians}
 
 
 def qualities(given: argparse.Namespace) -> Iterable[Kept]:
     """RecTools trains its epochs, the others as many targets; the same judge for all."""
     for model in given.model or EPOCHS:
         for length in given.length or (50,):
-            epochs = given.epochs or EPOCHS[model]
-            found = {"rectools": run("rectools", model, length, given, "--epochs", str(epochs), "--warm", "0")}
-            targets = ["--targets", str(found["rectools"]["trained"]), "--warm", "0"]
+            epochs, rows = given.epochs or EPOCHS[model], ["--rows", str(JUDGED_ROWS), "--warm", "0"]
+            found = {"rectools": run("rectools", model, length, given, *rows, "--epochs", str(epochs))}
+            targets = [*rows, "--targets", str(found["rectools"]["trained"])]
             for system in ("userec", "recbole") if given.recbole else ("userec",):
                 found[system] = run(system, model, length, given, *targets)
             yield {"model": model, "length": length, "epochs": epochs, "systems": found}
@@ -163,18 +204,23 @@ def ratio(name: str, systems: Kept, peer: str) -> float:
     return float(own / other if name == "targets_per_s" else other / own)
 
 
+def figure(name: str, found: Kept) -> str:
+    """The median with the range of the turns."""
+    digits = 0 if name in ("targets_per_s", "peak_mb") else 1
+    value, low, high = (f"{each:,.{digits}f}" for each in (found[name], *found["range"][name]))
+    return f"{value} ({low} to {high})"
+
+
 def compared(race: Kept) -> list[str]:
     """The rows of one model and length."""
     lines = []
     systems = race["systems"]
+    for name, what in SIZES.items():
+        sizes = [systems[system][name] if system in systems else "-" for system in ("userec", "rectools", "recbole")]
+        lines.append(f"| `{race['model']}`, {race['length']} | {what} | {' | '.join(sizes)} | | |")
     for name, what in WHAT.items():
         cells = [f"`{race['model']}`, {race['length']}", what]
-        for system in ("userec", "rectools", "recbole"):
-            cells.append(
-                f"{systems[system][name]:,.{1 if name.endswith('_s') and name != 'targets_per_s' else 0}f}"
-                if system in systems
-                else "-"
-            )
+        cells += [figure(name, systems[system]) if system in systems else "-" for system in ("userec", "rectools", "recbole")]
         goals = GOALS.get((race["model"], race["length"], name), {})
         for peer in ("rectools", "recbole"):
             goal = f" (goal {goals[peer]})" if peer in goals else ""
@@ -192,9 +238,22 @@ def table(kept: Kept) -> list[str]:
     return [
         *lines,
         "",
-        f"{NOTE} Times better: more targets, or less time or memory. {made_by(kept)}; medians of {kept['turns']} turns.",
+        f"{NOTE} Times better: more targets, or less time or memory. {sizes_tried(kept)}"
+        " RecBole's atomic file was written before, by a process of its own,"
+        f" in {kept['written']['write_s']:.1f} s: not counted. {made_by(kept)};"
+        f" medians of {kept['turns']} turns, the range in brackets.",
         "",
     ]
+
+
+def sizes_tried(kept: Kept) -> str:
+    """What RecTools' batch sizes came to before the race."""
+    found = []
+    for race in kept["races"]:
+        speeds = ", ".join(f"{speed:,.0f} at {rows}" for rows, speed in race["tried"].items())
+        found += [f"`{race['model']}`, {race['length']}: {speeds}"] if speeds else []
+    about = "RecTools races at the users a batch that train most targets a second; those tried before the race"
+    return f"{about}: {'; '.join(found)}. Its memory is of that batch." if found else ""
 
 
 def quality_table(kept: Kept) -> list[str]:
@@ -209,8 +268,9 @@ def quality_table(kept: Kept) -> list[str]:
         cells += [f"{values['userec'] - values['rectools']:+.4f}", f"at least -{CLOSE}"]
         lines.append("| " + " | ".join(cells) + " |")
     why = (
-        "One seed; one judge ranks all items not seen before. RecTools knows the items of the events that it trains on, the"
-        " others are missed. RecBole would need an hour and a half for as many targets."
+        f"One seed; userec and RecTools both train by Adam at a constant rate of 1e-3 with {JUDGED_ROWS} random users a batch,"
+        " which is not userec's own recipe. One judge ranks all items not seen before. RecTools knows the items of the events"
+        " that it trains on, the others are missed. RecBole would need an hour and a half for as many targets."
     )
     return [*lines, "", f"{why} {made_by(kept)}.", ""]
 
@@ -238,7 +298,11 @@ def read_words(words: Sequence[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--steps", type=int, help="timed batches, at most")
     parser.add_argument("--threads", type=int, default=THREADS)
     parser.add_argument("--save", action="store_true")
-    return parser.parse_args(words)
+    given = parser.parse_args(words)
+    without = [model for model in given.model or () if given.quality and model not in EPOCHS]
+    if without:
+        parser.error(f"--quality compares with RecTools, which has no {', '.join(without)}: --model takes {', '.join(EPOCHS)}")
+    return given
 
 
 def main() -> None:
@@ -246,12 +310,14 @@ def main() -> None:
     given = read_words()
     name, measure, show = ("peers-quality", qualities, quality_table) if given.quality else ("peers", races, table)
     lock = alone()
-    for system in PIP:
-        python_of(system)
-    said = [word for word in sys.argv[1:] if word != "--save" and str(given.data_dir) != word and word != "--data-dir"]
-    command = " ".join(["python benchmarks/peers.py --data-dir ../shared/data", *said, "--save"])
+    same_torch()
+    asked = [word for word in sys.argv[1:] if word != "--save" and str(given.data_dir) != word and word != "--data-dir"]
+    command = " ".join(["python benchmarks/peers.py --data-dir ../shared/data", *asked, "--save"])
     about = {"command": command, "commit": commit(), "machine": machine(), "turns": given.turns, "threads": given.threads}
-    kept = {**about, "attention_dropout": given.attention_dropout, "races": list(measure(given))}
+    with tempfile.TemporaryDirectory() as folder:
+        given.atomic = Path(folder)
+        written = said("recbole", "write_recbole.py", given, "--atomic", folder)
+        kept = {**about, "attention_dropout": given.attention_dropout, "written": written, "races": list(measure(given))}
     print("\n".join(show(kept)))
     if given.save:
         RESULTS.mkdir(exist_ok=True)

@@ -24,7 +24,12 @@ MASK: Final = 0.2
 HEADS: Final = {"sasrec": 1, "bert4rec": 2}
 INNER: Final = {"sasrec": 64, "bert4rec": 256}
 """Width inside a feed-forward layer."""
+RATE: Final = 1e-3
+BETAS: Final = (0.9, 0.98)
+"""Adam's, where the systems are judged after equal training; RecTools knows no others."""
 TOP: Final = 10
+NAME: Final = "peers-ml-1m"
+"""Of RecBole's atomic file and its folder."""
 
 
 def words(about: str | None) -> argparse.Namespace:
@@ -35,12 +40,16 @@ def words(about: str | None) -> argparse.Namespace:
     parser.add_argument("--data-dir", type=Path, required=True)
     parser.add_argument("--warm", type=int, default=1, help="batches before the clock starts")
     parser.add_argument("--steps", type=int, default=3, help="timed batches")
+    parser.add_argument("--rows", type=int, default=128, help="RecTools, and userec where it is judged: users a batch")
+    parser.add_argument("--atomic", type=Path, help="RecBole: the folder of its atomic file")
+    parser.add_argument("--no-evaluation", action="store_true", help="RecTools: time the training alone")
     parser.add_argument("--attention-dropout", type=float, default=0.0)
     parser.add_argument("--targets", type=int, help="train so many targets instead and judge the validation targets")
     parser.add_argument("--epochs", type=int, help="RecTools: train so many epochs instead and judge")
     parser.add_argument("--seed", type=int, default=1)
     given = parser.parse_args()
     given.data_dir = given.data_dir.resolve()
+    given.atomic = given.atomic and given.atomic.resolve()
     return given
 
 
@@ -107,16 +116,19 @@ class Watch:
 
     def __init__(self, warm: int) -> None:
         self.warm, self.times, self.targets = warm, [], []  # type: int, list[float], list[int]
+        self.trained = 0
+        """Targets of the batches that have ended."""
 
     def begin(self, targets: int) -> None:
-        """A batch begins that trains so many targets."""
+        """A batch begins that trains so many targets, and the one before has ended."""
+        self.trained += self.targets[-1] if self.targets else 0
         self.times.append(time.perf_counter())
         self.targets.append(targets)
 
     def told(self) -> dict[str, Any]:
         """What it came to. The last batch that began is not counted: it only ends the one before."""
         seconds, targets = self.times[-1] - self.times[self.warm], sum(self.targets[self.warm : -1])
-        return {"targets": targets, "train_s": seconds, "targets_per_s": targets / seconds, "trained": sum(self.targets[:-1])}
+        return {"targets": targets, "train_s": seconds, "targets_per_s": targets / seconds, "trained": self.trained}
 
 
 def tell(system: str, given: argparse.Namespace, packages: list[str], found: dict[str, Any]) -> None:

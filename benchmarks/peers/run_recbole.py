@@ -1,4 +1,5 @@
-"""RecBole 1.2.1 on MovieLens-1M, by its own dataset, trainer and full-sort evaluation; one line of JSON.
+"""RecBole 1.2.1 on MovieLens-1M, from the atomic file that write_recbole.py leaves, by its own dataset, trainer and full-sort
+evaluation; one line of JSON.
 
 What breaks it today stays outside: its environment holds numpy 1.26, which still has what numpy 2 took away;
 `recbole.quick_start`, alone in needing a ray that no longer runs, is not imported; its checkpoints, which torch 2.6 refuses to
@@ -15,7 +16,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pandas as pd
 import torch
 from protocol import (
     DROPOUT,
@@ -23,12 +23,13 @@ from protocol import (
     INNER,
     LAYERS,
     MASK,
+    NAME,
+    RATE,
     TOP,
     WIDTH,
     Peaks,
     Watch,
     judge,
-    ordered,
     ratings,
     since_start,
     tell,
@@ -43,7 +44,6 @@ ROWS = 256
 """Prefixes a batch: trains more targets a second than 2,048."""
 EVALUATED = {50: (256, 4096, 256), 200: (256, 256)}
 """Batch sizes of its evaluation that are tried, in order; at length 200, 4,096 take 16 GB and are slower."""
-NAME = "peers-ml-1m"
 
 
 class Enough(Exception):
@@ -59,6 +59,7 @@ def settings(given: Any, folder: Path) -> dict[str, Any]:
         "inner_size": INNER.get(given.model),
         "hidden_dropout_prob": DROPOUT,
         "attn_dropout_prob": given.attention_dropout,
+        "hidden_act": "relu" if given.model == "sasrec" else "gelu",
         "mask_ratio": MASK,
         "ft_ratio": 0.0,  # else every other batch has one target a row
     }
@@ -66,13 +67,15 @@ def settings(given: Any, folder: Path) -> dict[str, Any]:
     return {
         **(recurrent if given.model == "gru4rec" else transformer),
         "loss_type": "CE",
-        "data_path": str(folder),
+        "data_path": str(given.atomic),
         "load_col": {"inter": ["user_id", "item_id", "timestamp"]},
         "USER_ID_FIELD": "user_id",
         "ITEM_ID_FIELD": "item_id",
         "TIME_FIELD": "timestamp",
         "MAX_ITEM_LIST_LENGTH": given.length,
         "train_neg_sample_args": None,
+        "learner": "adam",
+        "learning_rate": RATE,
         "train_batch_size": ROWS,
         "eval_batch_size": ROWS,
         "eval_args": {"split": {"LS": "valid_and_test"}, "order": "TO", "mode": "full"},
@@ -88,21 +91,13 @@ def settings(given: Any, folder: Path) -> dict[str, Any]:
     }
 
 
-def write(frame: pd.DataFrame, after: np.ndarray, folder: Path) -> None:
-    """The atomic file. Its times are float32, too coarse for seconds: a user's times are his events' numbers."""
-    (folder / NAME).mkdir()
-    number = np.arange(len(frame)) - np.searchsorted(frame["user"], frame["user"])
-    columns = {"user_id:token": frame["user"], "item_id:token": frame["item"], "timestamp:float": number}
-    pd.DataFrame(columns).to_csv(folder / NAME / f"{NAME}.inter", sep="\t", index=False)
-
-
 def train(trainer: Any, batches: Any, watch: Watch, steps: int | None, targets: int | None) -> None:
     """Its own epochs until so many batches, or targets, are trained."""
 
     def loss(interaction: Any) -> Any:
         masked = "MASK_INDEX" in interaction.interaction
         watch.begin(int((interaction["MASK_INDEX"] > 0).sum()) if masked else len(interaction))
-        if len(watch.times) > steps if steps is not None else sum(watch.targets[:-1]) >= (targets or 0):
+        if len(watch.times) > steps if steps is not None else watch.trained >= (targets or 0):
             raise Enough
         return trainer.model.calculate_loss(interaction)
 
@@ -135,8 +130,6 @@ def main() -> None:
     sys.argv = sys.argv[:1]  # RecBole reads it too
     with tempfile.TemporaryDirectory() as name:
         os.chdir(name)  # it writes logs where it stands
-        frame, after = ordered(ratings(given.data_dir))
-        write(frame, after, Path(name))
         config = Config(model=NAMES[given.model], dataset=NAME, config_dict=settings(given, Path(name)))
         init_seed(config["seed"], config["reproducibility"])
         dataset = create_dataset(config)
@@ -149,10 +142,11 @@ def main() -> None:
         watch = Watch(given.warm)
         train(trainer, train_data, watch, None if given.targets else given.warm + given.steps, given.targets)
         found = {"import_s": imported, "ready_s": ready, "startup_s": ready - imported, "items": dataset.item_num - 1}
+        found["batch"] = f"{ROWS} prefixes"
         found |= watch.told()
         peaks.at("trained")
         if given.targets:
-            found |= judge(frame, *scores(trainer, valid_data))
+            found |= judge(ratings(given.data_dir), *scores(trainer, valid_data))
         taken: list[tuple[int, float]] = []
         for rows in () if given.targets else EVALUATED[given.length]:
             config["eval_batch_size"] = rows
@@ -164,7 +158,12 @@ def main() -> None:
                 peaks.at("evaluated")
         if taken:
             rows, seconds = min(taken, key=lambda one: one[1])
-            found |= {"evaluate_s": seconds, "evaluate_rows": rows, "evaluations": taken, "evaluated": len(test_data._dataset)}
+            found |= {
+                "evaluate_s": seconds,
+                "evaluate_batch": f"{rows} users",
+                "evaluations": taken,
+                "evaluated": len(test_data._dataset),
+            }
         packages = ["recbole", "torch", "numpy", "pandas"]
         tell("recbole", given, packages, {**found, "peaks_mb": peaks, "peak_mb": max(peaks.values())})
         os.chdir("/")

@@ -10,7 +10,23 @@ from typing import Any
 
 import numpy as np
 import torch
-from protocol import DROPOUT, HEADS, INNER, LAYERS, MASK, WIDTH, Peaks, Watch, judge, ratings, since_start, tell, words
+from protocol import (
+    BETAS,
+    DROPOUT,
+    HEADS,
+    INNER,
+    LAYERS,
+    MASK,
+    RATE,
+    WIDTH,
+    Peaks,
+    Watch,
+    judge,
+    ratings,
+    since_start,
+    tell,
+    words,
+)
 from userec_datasets.movielens import MovieLens1M
 
 from userec.dataset import cache
@@ -26,7 +42,8 @@ FOREVER = 1_000_000
 
 
 def settings(given: Any) -> dict[str, Any]:
-    """What a user would say in a file of settings: the shared setting over the model's own recipe."""
+    """What a user would say in a file of settings: the shared setting over the model's own recipe. Judged after equal training,
+    it is trained as RecTools trains: Adam at a constant rate, and as many users a batch, drawn whatever their length."""
     about = {"name": given.model, "dim": WIDTH, "layers": LAYERS, "window": given.length}
     if given.model == "gru4rec":
         encoder: dict[str, Any] = {**about, "dropout_embedding": DROPOUT, "dropout_hidden": 0.0}
@@ -36,9 +53,24 @@ def settings(given: Any) -> dict[str, Any]:
         encoder["attention_dropout"] = given.attention_dropout
         objective = {"name": "next_item"} if given.model == "sasrec" else {"name": "cloze", "mask": MASK}
     said = {"encoder": encoder, "objective": objective, "split": {"name": "leave_last"}, "seed": given.seed}
-    if given.model == "gru4rec":
-        return said
-    return {**said, "batch": {"windows": "last"}}  # each user's newest window, as RecTools trains on
+    if given.targets:
+        said["train"] = {
+            "optimizer": "adam",
+            "lr": RATE,
+            "betas": BETAS,
+            "weight_decay": 0.0,
+            "schedule": "constant",
+            "warmup": 0,
+        }
+        said["batch"] = {"windows": "last", "rows": given.rows, "tokens": None, "bucket": 1}
+    elif given.model != "gru4rec":
+        said["batch"] = {"windows": "last"}  # each user's newest window, as RecTools trains on
+    return said
+
+
+def most(rows: int, tokens: int | None) -> str:
+    """The size of a batch in words."""
+    return f"{rows:,} users" if tokens is None else f"{tokens:,} events, at most {rows:,} users"
 
 
 class Training:
@@ -105,6 +137,8 @@ def main() -> None:
         ready = since_start()
         peaks.at("ready")
         found = {"import_s": imported, "ready_s": ready, "startup_s": ready - imported}
+        batch = session.run.experiment.batch
+        found |= {"batch": most(batch.rows, batch.tokens), "evaluate_batch": most(batch.eval_rows, batch.eval_tokens)}
         found["items"] = coded.schema.spaces["item"] - FIRST
         if given.targets:
             training.total = round(given.targets / training.asked() * training.loader.steps(0))

@@ -25,12 +25,17 @@ peers, protocol = module("peers.py", "peers_driver"), module("peers/protocol.py"
 
 def race(model, length, **systems):
     figures = {"targets_per_s": 0.0, "startup_s": 1.0, "ready_s": 2.0, "evaluate_s": 3.0, "peak_mb": 400.0}
+    sizes = {"batch": "128 users", "evaluate_batch": "256 users"}
     versions = {"userec": "0.1", "rectools": "0.19.0", "recbole": "1.2.1", "torch": "2.13"}
-    made = {name: {**figures, "versions": versions, **given} for name, given in systems.items()}
-    return {"model": model, "length": length, "epochs": 20, "systems": made}
+    made = {name: {**figures, **sizes, "versions": versions, **given} for name, given in systems.items()}
+    for each in made.values():
+        each["range"] = {name: [each[name] * 0.5, each[name] * 2] for name in figures}
+    tried = {32: 7e3, 128: 8e3} if "rectools" in systems else {}
+    return {"model": model, "length": length, "epochs": 20, "tried": tried, "systems": made}
 
 
 KEPT = {"command": "python x", "commit": "c0ffee", "machine": "a box", "turns": 5, "threads": 2, "attention_dropout": 0.0}
+KEPT["written"] = {"write_s": 1.5}
 
 
 def test_words():
@@ -40,14 +45,60 @@ def test_words():
         peers.read_words(["--model", "word2vec"])
 
 
+def test_quality_refuses_a_model_that_rectools_has_not(capsys):
+    assert peers.read_words(["--quality", "--model", "sasrec"]).quality
+    with pytest.raises(SystemExit):
+        peers.read_words(["--quality", "--model", "sasrec", "gru4rec"])
+    assert "RecTools, which has no gru4rec: --model takes sasrec, bert4rec" in capsys.readouterr().err
+
+
+def test_another_torch_stops_the_race(monkeypatch):
+    monkeypatch.setattr(peers, "python_of", lambda system: sys.executable)
+    peers.same_torch()
+    monkeypatch.setattr(peers, "version", lambda name: "1.0+ours")
+    with pytest.raises(SystemExit, match=r"rectools's environment has torch .*, userec runs on 1\.0\+ours: remove"):
+        peers.same_torch()
+
+
+def test_rectools_races_at_the_better_batch_size(monkeypatch):
+    speeds, calls = {"128": 9.0, "512": 5.0}, []
+
+    def run(system, model, length, given, *words):
+        calls.append((system, words))
+        speed = speeds[words[words.index("--rows") + 1]] if "--rows" in words else 1.0
+        return {"system": system, "targets_per_s": speed}
+
+    monkeypatch.setattr(peers, "run", run)
+    (found,) = peers.races(peers.read_words(["--model", "sasrec", "--length", "50", "--turns", "2", "--steps", "3"]))
+    assert found["tried"] == {128: 9.0, 512: 5.0}
+    raced = [words for system, words in calls if system == "rectools" and "--no-evaluation" not in words]
+    assert raced == [("--warm", "2", "--steps", "3", "--rows", "128")] * 2
+    assert ("recbole", ("--warm", "3", "--steps", "3")) in calls
+
+
+def test_equal_training_has_equal_rows(monkeypatch):
+    calls = {}
+
+    def run(system, model, length, given, *words):
+        calls[system] = words
+        return {"trained": 70}
+
+    monkeypatch.setattr(peers, "run", run)
+    list(peers.qualities(peers.read_words(["--quality", "--model", "sasrec"])))
+    assert calls["userec"] == ("--rows", "128", "--warm", "0", "--targets", "70")
+    assert calls["rectools"] == ("--rows", "128", "--warm", "0", "--epochs", "20")
+
+
 def test_the_systems_take_turns_at_going_first():
     assert [peers.rotated("abc", turn)[0] for turn in range(4)] == list("abca")
     assert sorted(peers.rotated("abc", 2)) == list("abc")
 
 
 def test_median_and_range():
-    found = peers.median([{"evaluate_s": value, "items": 7, "system": "x"} for value in (1.0, 9.0, 2.0)])
+    runs = [{"evaluate_s": value, "items": 7, "batch": f"{size} users"} for value, size in ((1.0, 2), (9.0, 4), (2.0, 2))]
+    found = peers.median(runs)
     assert (found["evaluate_s"], found["items"], found["range"]) == (2.0, 7, {"evaluate_s": [1.0, 9.0]})
+    assert found["batch"] == "2 users or 4 users"
 
 
 def test_table_tells_times_better_and_goals():
@@ -57,21 +108,28 @@ def test_table_tells_times_better_and_goals():
         "recbole": {"targets_per_s": 80.0},
     }
     page = "\n".join(peers.table({**KEPT, "races": [race("sasrec", 200, **speeds)]}))
-    assert "| `sasrec`, 200 | trained targets a second | 40,000 | 8,000 | 80 | 5.0 (goal 3) | 500.0 (goal 200) |" in page
-    assert "| `sasrec`, 200 | peak memory, MB | 400 | 900 | 400 | 2.2 (goal 2) | 1.0 (goal 6) |" in page
+    speed = "40,000 (20,000 to 80,000) | 8,000 (4,000 to 16,000) | 80 (40 to 160)"
+    assert f"| `sasrec`, 200 | trained targets a second | {speed} | 5.0 (goal 3) | 500.0 (goal 200) |" in page
+    memory = "400 (200 to 800) | 900 (450 to 1,800) | 400 (200 to 800)"
+    assert f"| `sasrec`, 200 | peak memory, MB | {memory} | 2.2 (goal 2) | 1.0 (goal 6) |" in page
+    assert "| `sasrec`, 200 | a training batch | 128 users | 128 users | 128 users | | |" in page
+    assert "`sasrec`, 200: 7,000 at 32, 8,000 at 128. Its memory is of that batch. RecBole's atomic file" in page
+    assert "in 1.5 s: not counted" in page
     assert "most of the ratio to it is that design" in page.lower()
 
 
 def test_table_without_rectools():
     speeds = {"userec": {"targets_per_s": 4e4}, "recbole": {"targets_per_s": 400.0}}
     page = "\n".join(peers.table({**KEPT, "races": [race("gru4rec", 200, **speeds)]}))
-    assert "| trained targets a second | 40,000 | - | 400 | - | 100.0 (goal 50) |" in page
+    assert "| trained targets a second | 40,000 (20,000 to 80,000) | - | 400 (200 to 800) | - | 100.0 (goal 50) |" in page
+    assert "RecTools races" not in page
 
 
 def test_quality_table():
     found = {"userec": {"ndcg@10": 0.15}, "rectools": {"ndcg@10": 0.145, "trained": 5_000_000}}
     page = "\n".join(peers.quality_table({**KEPT, "races": [race("sasrec", 50, **found)]}))
     assert "| `sasrec`, 50 | 5,000,000 | 0.1500 | 0.1450 | - | +0.0050 | at least -0.01 |" in page
+    assert "by Adam at a constant rate of 1e-3 with 128 random users a batch" in page
 
 
 def slow_ndcg(frame, users, items, scores):
@@ -111,7 +169,11 @@ def test_events_that_follow():
     assert after.tolist() == [1, 0, 2, 1, 0]
 
 
-def test_the_watch_leaves_out_warm_batches_and_the_end():
+def test_the_watch_leaves_out_warm_batches_and_the_end(monkeypatch):
     watch = protocol.Watch(1)
-    watch.times, watch.targets = [0.0, 3.0, 4.0, 5.0], [100, 10, 20, 999]
+    moments = iter([0.0, 3.0, 4.0, 5.0])
+    monkeypatch.setattr(protocol.time, "perf_counter", lambda: next(moments))
+    for targets, trained in ((100, 0), (10, 100), (20, 110), (999, 130)):
+        watch.begin(targets)
+        assert watch.trained == trained
     assert watch.told() == {"targets": 30, "train_s": 2.0, "targets_per_s": 15.0, "trained": 130}
