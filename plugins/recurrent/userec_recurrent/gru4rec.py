@@ -4,10 +4,10 @@ r, z = sigmoid(W e_t + b + U h_{t-1} + c), n = tanh(W_n e_t + b_n + r (U_n h_{t-
 of item i is h_t . y_i + b_i, without a final activation, and by default ("constrained") y_i is the item's own input embedding.
 
 Where we depart: a user's whole window is learnt from at once, by backpropagation through time, as the authors advise for user
-histories; `batch.carry` is their session-parallel reading, which learns from T events and hands the state on (each user must be one session). Dropout of the
-hidden state acts on what layers and scores read of it, not on what the next event continues from. A GRU wider than `dim` is
-projected back (RecBole's form). Optimisers have no momentum. The recipe is full cross-entropy under Adam, for user histories;
-the authors' BPR-max and CE with logQ are settings of the objective, in the README."""
+histories; `batch.carry` is their session-parallel reading, which learns from T events and hands the state on until the user
+ends (so each must be one session). Dropout of the hidden state acts on what layers and scores read of it, not on what the next
+event continues from. A GRU wider than `dim` is projected back (RecBole's form). Optimisers have no momentum. The recipe is full
+cross-entropy under Adam, for user histories; the authors' BPR-max and CE with logQ are settings of the objective, in the README."""
 
 from __future__ import annotations
 
