@@ -9,8 +9,7 @@ user are read at once.
 Where we depart: a user's first windows, shorter than L, are trained on too (the authors slide over full windows, and pad
 users of fewer than L + T events alone); negatives are uniform over all items but the target, where theirs are items that the
 user never met; the price is the mean over the positive and its negatives, where theirs is the sum of the positives' mean and
-the negatives' mean; of a user of fewer than 2 T events the newer half alone is asked for, so his first windows have fewer
-than T answers. The recipe trains in batches of 2,048 windows where 512 are published."""
+the negatives' mean; a user of fewer than 2 T events has his newer half cut off, as answers that no window reads. The recipe trains in batches of 2,048 windows where 512 are published."""
 
 from __future__ import annotations
 
@@ -113,8 +112,8 @@ class Caser(Encoder):
         super().__init__(config, build)
         if config.window < config.length:
             raise UserError(
-                f"encoder 'caser': encoder.window {config.window} is less than encoder.length {config.length}, the items an answer "
-                f"reads: --set encoder.window={config.length} or more, or a smaller encoder.length"
+                f"encoder 'caser': encoder.window {config.window} is less than encoder.length {config.length}, the items "
+                f"that an answer reads: --set encoder.window={config.length} or more, or a smaller encoder.length"
             )
         self.dim = config.embedding * (2 if config.user else 1)
         self.items = build.table("item", config.embedding)

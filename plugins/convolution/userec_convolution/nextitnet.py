@@ -59,9 +59,9 @@ class Packed:
         """x [S, C] -> [S, C]: what stood `steps` before each event, in its row or in `past` [B, H, C], which ends there; zeros
         where there is no past."""
         moved = torch.cat([x.new_zeros(min(steps, len(x)), x.shape[1]), x[: max(len(x) - steps, 0)]])
-        if past is None:
-            return moved.masked_fill_((self.place < steps).unsqueeze(1), 0)
         first = (self.place < steps).nonzero()[:, 0]
+        if past is None:
+            return moved.index_copy_(0, first, x.new_zeros(len(first), x.shape[1]))
         return moved.index_copy_(0, first, past[self.row[first], past.shape[1] - steps + self.place[first]])
 
     @torch.no_grad()
