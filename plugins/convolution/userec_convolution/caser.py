@@ -9,7 +9,8 @@ user are read at once.
 Where we depart: a user's first windows, shorter than L, are trained on too (the authors slide over full windows, and pad
 users of fewer than L + T events alone); negatives are uniform over all items but the target, where theirs are items that the
 user never met; the price is the mean over the positive and its negatives, where theirs is the sum of the positives' mean and
-the negatives' mean; a user of fewer than 2 T events has his newer half cut off, as answers that no window reads. The recipe trains in batches of 2,048 windows where 512 are published."""
+the negatives' mean; a user of fewer than 2 T events has his newer half cut off, as answers that no window
+reads. The recipe trains in batches of 2,048 windows where 512 are published."""
 
 from __future__ import annotations
 

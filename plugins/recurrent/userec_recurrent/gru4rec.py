@@ -7,7 +7,7 @@ Where we depart: a user's whole window is learnt from at once, by backpropagatio
 histories; `batch.carry` is their session-parallel reading, which learns from T events and hands the state on until the user
 ends (each must be one session). Dropout of the hidden state acts on what layers and scores read of it, not on what the next
 event continues from. A GRU wider than `dim` is projected back (RecBole's form). Optimisers have no momentum. The recipe is full
-cross-entropy under Adam, for user histories; the authors' BPR-max and CE with logQ are settings of the objective, in the README."""
+cross-entropy under Adam for user histories; their BPR-max and CE with logQ are settings of the objective, in the README."""
 
 from __future__ import annotations
 
