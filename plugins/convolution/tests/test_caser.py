@@ -165,6 +165,23 @@ def test_settings_that_cannot_be(wrong: dict[str, Any]) -> None:
         parse(CaserConfig, wrong, "encoder")
 
 
+def test_a_window_shorter_than_the_image_is_refused() -> None:
+    with pytest.raises(UserError, match=r"encoder\.window 4 is less than encoder\.length 5"):
+        caser(window=4)
+
+
+def test_a_user_beyond_the_table_is_unknown() -> None:
+    encoder, seen = caser(), history(ROWS[:1], 9)
+    unknown, beyond = (encoder.encode(dataclasses.replace(seen, user=torch.tensor([user]))) for user in (1, 4000))
+    assert torch.equal(beyond.tokens, unknown.tokens)
+
+
+def test_the_output_table_begins_as_the_authors_have_it() -> None:
+    encoder = Caser(CaserConfig(embedding=5), build())
+    assert 0.08 < encoder.output.weight[2:].std() < 0.12
+    assert not encoder.output.weight[:2].any()
+
+
 def test_it_learns_what_the_last_but_one_item_means() -> None:
     """Rows alternate between two items: the last one alone does not tell which follows."""
     torch.manual_seed(0)

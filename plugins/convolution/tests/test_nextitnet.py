@@ -164,6 +164,14 @@ def test_event_by_event_equals_at_once(block: str) -> None:
         assert torch.allclose(state[name], value, rtol=0, atol=1e-12)
 
 
+@pytest.mark.parametrize("block", BLOCKS)
+def test_the_state_of_the_past_is_made_of_values_alone(block: str) -> None:
+    """Nobody learns through it: `batch.carry` hands it on detached."""
+    encoded = nextitnet(block=block).encode(history(ROWS, 9))
+    assert encoded.tokens.requires_grad
+    assert not encoded.state["inputs"].requires_grad
+
+
 def test_before_new_events_the_user_is_who_the_state_left() -> None:
     encoder = nextitnet()
     first = encoder.encode(history(ROWS, 9))
@@ -196,7 +204,7 @@ def test_label_tasks_have_a_table_of_their_own() -> None:
 
 
 def test_settings_that_cannot_be() -> None:
-    with pytest.raises(UserError, match=r"encoder\.block one halves the width, and encoder\.dim 9 is odd"):
+    with pytest.raises(UserError, match=r"encoder\.block one halves the width, and encoder\.dim 9 is odd: --set encoder\.dim=10"):
         nextitnet(block="one", dim=9)
     for wrong in ({"dilations": []}, {"dilations": [0]}, {"kernel": 1}, {"block": "three"}, {"dilation": [1]}):
         with pytest.raises(UserError, match=next(iter(wrong))):

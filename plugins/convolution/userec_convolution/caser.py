@@ -9,7 +9,8 @@ user are read at once.
 Where we depart: a user's first windows, shorter than L, are trained on too (the authors slide over full windows, and pad
 users of fewer than L + T events alone); negatives are uniform over all items but the target, where theirs are items that the
 user never met; the price is the mean over the positive and its negatives, where theirs is the sum of the positives' mean and
-the negatives' mean. The recipe trains in batches of 2,048 windows where 512 are published."""
+the negatives' mean; a user of fewer than 2 T events has his newer half cut off, as answers that no window
+reads. The recipe trains in batches of 2,048 windows where 512 are published."""
 
 from __future__ import annotations
 
@@ -28,6 +29,8 @@ from userec.config import Config
 from userec.encoder.blocks.dropout import Dropout
 from userec.encoder.blocks.heads import Heads
 from userec.encoder.contract import Build, Encoder
+from userec.errors import UserError
+from userec.schema import UNKNOWN
 
 
 class CaserConfig(Config):
@@ -65,16 +68,20 @@ class Filters(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """Events stand one after another; the first L - 1 of them have no window, and get anything."""
         count, dim = x.shape
-        windows = torch.cat([_earlier(x, steps) for steps in range(self.length)], 1)  # [S, L D]
+        padded = F.pad(x, (0, 0, self.length - 1, 0))  # [L - 1 + S, D]
+        taps = [padded[back : back + count] for back in range(self.length - 1, -1, -1)]  # the newest event's first
+        windows = torch.cat(taps, 1)  # [S, L D]
         found = []
         for height, filters in enumerate(self.heights, 1):
-            here = filters(windows[:, : height * dim])  # [S, n_h]: the filter ends at each event
-            best = here
-            for steps in range(1, self.length - height + 1):
-                best = torch.maximum(best, _earlier(here, steps))
-            found.append(F.relu(best))
-        weight, bias = self.columns.weight, self.columns.bias
-        columns = torch.matmul(weight, windows.view(count, self.length, dim)) + bias[:, None]  # [S, n_v, D]
+            here, places = (
+                filters(windows[:, : height * dim]),
+                self.length - height + 1,
+            )  # [S, n_h]: the filter ends at each event
+            if places > 1:
+                here = F.pad(here, (0, 0, places - 1, 0)).unfold(0, places, 1).amax(-1)
+            found.append(F.relu(here))
+        lines = windows.unflatten(1, (self.length, dim)).transpose(1, 2).reshape(-1, self.length)  # [S D, L]
+        columns = self.columns(lines).unflatten(0, (count, dim)).transpose(1, 2)  # [S, n_v, D]
         return torch.cat([*found, columns.flatten(1)], 1)
 
 
@@ -104,15 +111,22 @@ class Caser(Encoder):
 
     def __init__(self, config: CaserConfig, build: Build) -> None:
         super().__init__(config, build)
+        if config.window < config.length:
+            raise UserError(
+                f"encoder 'caser': encoder.window {config.window} is less than encoder.length {config.length}, the items "
+                f"that an answer reads: --set encoder.window={config.length} or more, or a smaller encoder.length"
+            )
         self.dim = config.embedding * (2 if config.user else 1)
         self.items = build.table("item", config.embedding)
         if config.user:
             self.reads = frozenset({"item", "user"})
             self.users = build.table("user", config.embedding)
+            self.known = build.schema.spaces["user"]
         self.filters = Filters(config)
         self.drop = Dropout(config.dropout)
         self.join = nn.Linear(self.filters.width, config.embedding)
         self.output = build.table("item", self.dim)
+        self.output.reset(std=1 / self.dim)
         self.bias = nn.Parameter(torch.zeros(build.schema.spaces["item"]))
         self.labels = Heads(build, self.dim)
 
@@ -129,7 +143,8 @@ class Caser(Encoder):
         found = self.filters(self.items(pack(led, mask)))
         z = unpack(F.relu(self.join(self.drop(found))), mask)[:, lead:] * history.mask.unsqueeze(-1)  # [B, L', d]
         if self.config.user:
-            z = torch.cat([z, self.users(history.user).unsqueeze(1) * history.mask.unsqueeze(-1)], -1)
+            user = torch.where(history.user < self.known, history.user, UNKNOWN)  # [B]
+            z = torch.cat([z, self.users(user).unsqueeze(1) * history.mask.unsqueeze(-1)], -1)
         encoded = Encoded(history, z)
         user = self.queries(encoded, Query(history.last[:, None]))[:, 0]
         newest = led.gather(1, history.lengths[:, None] + torch.arange(lead, device=item.device))
@@ -145,8 +160,3 @@ class Caser(Encoder):
         table = self.labels.table_of(tasks, self.output)
         weight, bias = table.all() if ids is None else table(ids), self.bias if table is self.output else None
         return weight, bias if bias is None or ids is None else bias[ids]
-
-
-def _earlier(x: Tensor, steps: int) -> Tensor:
-    """x [S, ...] moved back: entry s is x[s - steps], zeros at the beginning."""
-    return x if steps == 0 else torch.cat([x.new_zeros(min(steps, len(x)), *x.shape[1:]), x[: max(len(x) - steps, 0)]])

@@ -12,7 +12,7 @@ not of 128 rows."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Annotated, Any, ClassVar, Literal
 
@@ -55,22 +55,27 @@ class Packed:
     place: Tensor  # [S] int64: position in its row
     offsets: Tensor  # [B + 1] int64: where rows begin
 
-    def earlier(self, x: Tensor, steps: int, past: Tensor) -> Tensor:
-        """x [S, C] -> [S, C]: what stood `steps` before each event, in its row or in `past` [B, H, C], which ends there."""
+    def earlier(self, x: Tensor, steps: int, past: Tensor | None) -> Tensor:
+        """x [S, C] -> [S, C]: what stood `steps` before each event, in its row or in `past` [B, H, C], which ends there; zeros
+        where there is no past."""
         moved = torch.cat([x.new_zeros(min(steps, len(x)), x.shape[1]), x[: max(len(x) - steps, 0)]])
         first = (self.place < steps).nonzero()[:, 0]
+        if past is None:
+            return moved.index_copy_(0, first, x.new_zeros(len(first), x.shape[1]))
         return moved.index_copy_(0, first, past[self.row[first], past.shape[1] - steps + self.place[first]])
 
-    def newest(self, x: Tensor, past: Tensor) -> Tensor:
-        """`past` [B, H, C] moved on: the last H of what stood before each row and of its own events x [S, C]."""
-        kept = past.shape[1]
-        at = (
-            torch.arange(-kept, 0, device=x.device) + self.offsets.diff()[:, None]
-        )  # [B, H] position in the row, negative in the past
-        inside = (at >= 0).unsqueeze(-1)
+    @torch.no_grad()
+    def newest(self, x: Tensor, past: Tensor | None, kept: int) -> Tensor:
+        """`past` [B, kept, C] moved on: the last `kept` of what stood before each row and of its own events x [S, C]. Values
+        alone, without gradients: a state is carried on detached."""
+        rows = len(self.offsets) - 1
         if not len(x):
-            return past
-        own = x[(self.offsets[:-1, None] + at).clamp(min=0)]  # [B, H, C]
+            return x.new_zeros(rows, kept, x.shape[1]) if past is None else past
+        at = torch.arange(-kept, 0, device=x.device) + self.offsets.diff()[:, None]  # [B, kept] in the row, negative in the past
+        own = x[(self.offsets[:-1, None] + at).clamp_(min=0, max=len(x) - 1)]  # [B, kept, C]
+        inside = (at >= 0).unsqueeze(-1)
+        if past is None:
+            return own.mul_(inside)
         return torch.where(inside, own, past.gather(1, (at + kept).clamp(max=kept - 1).unsqueeze(-1).expand_as(own)))
 
 
@@ -83,10 +88,10 @@ class Dilated(nn.Module):
         self.taps = nn.Linear(kernel * inside, outside)  # the newest event's weights first
         self.reach = (kernel - 1) * dilation
 
-    def forward(self, x: Tensor, packed: Packed, past: Tensor) -> tuple[Tensor, Tensor]:
-        """`past` [B, reach, C] -> (y, the same for what comes next)."""
+    def forward(self, x: Tensor, packed: Packed, past: Tensor | None) -> tuple[Tensor, Tensor]:
+        """`past` [B, reach, C], None = zeros -> (y, the same for what comes next)."""
         read = [x] + [packed.earlier(x, tap * self.dilation, past) for tap in range(1, self.kernel)]
-        return self.taps(torch.cat(read, 1)), packed.newest(x, past)
+        return self.taps(torch.cat(read, 1)), packed.newest(x, past, self.reach)
 
 
 class One(nn.Module):
@@ -100,7 +105,7 @@ class One(nn.Module):
         self.layers = nn.ModuleList([Dilated(inner, inner, config.kernel, dilation)])
         self.drop = Dropout(config.dropout)
 
-    def forward(self, x: Tensor, packed: Packed, pasts: list[Tensor]) -> tuple[Tensor, list[Tensor]]:
+    def forward(self, x: Tensor, packed: Packed, pasts: Sequence[Tensor | None]) -> tuple[Tensor, list[Tensor]]:
         """[S, D] -> [S, D]; `pasts` holds what stood before the dilated layer."""
         inner = F.relu(self.norms[1](self.narrow(F.relu(self.norms[0](x)))))
         inner, past = self.layers[0](inner, packed, pasts[0])
@@ -117,7 +122,7 @@ class Two(nn.Module):
         self.layers = nn.ModuleList(Dilated(dim, dim, config.kernel, step) for step in (dilation, 2 * dilation))
         self.drop = Dropout(config.dropout)
 
-    def forward(self, x: Tensor, packed: Packed, pasts: list[Tensor]) -> tuple[Tensor, list[Tensor]]:
+    def forward(self, x: Tensor, packed: Packed, pasts: Sequence[Tensor | None]) -> tuple[Tensor, list[Tensor]]:
         """[S, D] -> [S, D]; `pasts` holds what stood before each layer."""
         inner, news = x, []
         for layer, norm, past in zip(self.layers, self.norms, pasts, strict=True):
@@ -149,7 +154,10 @@ class NextItNet(Encoder):
     def __init__(self, config: NextItNetConfig, build: Build) -> None:
         super().__init__(config, build)
         if config.block == "one" and config.dim % 2:
-            raise UserError(f"encoder 'nextitnet': encoder.block one halves the width, and encoder.dim {config.dim} is odd")
+            raise UserError(
+                f"encoder 'nextitnet': encoder.block one halves the width, and encoder.dim {config.dim} is odd: "
+                f"--set encoder.dim={config.dim + 1}, or encoder.block=two"
+            )
         self.items = build.table("item", config.dim)
         if not config.shared:
             self.output = build.table("item", config.dim)
@@ -184,7 +192,7 @@ class NextItNet(Encoder):
         row = torch.arange(len(item), device=item.device)[:, None].expand_as(item)
         packed = Packed(pack(row, mask), pack(place, mask), F.pad(history.lengths.cumsum(0), (1, 0)))
         x = self.drop(self.items(pack(item, mask)))  # [S, D]
-        pasts = self._pasts(history, x)
+        pasts = self._pasts(history)
         news: list[Tensor] = []
         for block in self.blocks:
             count = len(block.layers)  # type: ignore[arg-type]
@@ -207,10 +215,7 @@ class NextItNet(Encoder):
         weight = table.all() if ids is None else table(ids)
         return weight, bias if bias is None or ids is None else bias[ids]
 
-    def _pasts(self, history: History, x: Tensor) -> list[Tensor]:
-        """For each layer what stood before the rows: [B, reach, C]."""
+    def _pasts(self, history: History) -> Sequence[Tensor | None]:
+        """For each layer what stood before the rows: [B, reach, C]; None where nothing did."""
         reaches = [reach for block in self.reaches for reach in block]
-        if history.state is not None:
-            return list(history.state["inputs"].split(reaches, 1))
-        width = self.dim // 2 if self.config.block == "one" else self.dim
-        return [x.new_zeros(len(history.user), reach, width) for reach in reaches]
+        return [None] * len(reaches) if history.state is None else history.state["inputs"].split(reaches, 1)

@@ -118,16 +118,53 @@ def test_sessions_by_the_field() -> None:
         assert torch.allclose(encoded.state["user"][b], c, rtol=0, atol=1e-12)
 
 
+def test_an_event_of_no_session_is_its_own() -> None:
+    """Session 1 says that the event has none: neighbours without one are no session together, as in the core."""
+    rows, alone = ([[(2, a), (3, b), (4, 1), (5, c), (6, 9)]] for a, b, c in ((1, 1, 1), (11, 12, 13)))
+    rows[0][2], alone[0][2] = (4, 7), (4, 7)
+    rows, alone = [*rows, [(7, 1), (8, 1)]], [*alone, [(7, 11), (8, 12)]]
+    encoder = hrnn(SESSION, variant="all")
+    found, want = (encoder.encode(history(each, 6, "session")) for each in (rows, alone))
+    assert torch.equal(found.tokens, want.tokens)
+    assert torch.equal(found.state["user"], want.state["user"])
+    one = encoder.encode(history([[(7, 1)]], 1, "session"))
+    two = encoder.encode(dataclasses.replace(history([[(8, 1)]], 1, "session"), state=one.state))
+    assert torch.allclose(two.user[0], want.user[1], rtol=0, atol=1e-12)
+
+
 def test_the_rounds_of_sessions() -> None:
     """User 0 opens one with his first event (his state says so), user 1 has none, user 2 goes on and opens two."""
     opens = torch.tensor([True, False, False, True, False, True])
-    found = Sessions.of(opens, torch.tensor([0, 0, 2, 2, 2, 2]), torch.tensor([0, 2, 2]))
-    assert found.row.tolist() == [2, 0, 2, 2]
-    assert found.rounds == [0, 1, 3, 4]
-    assert found.events.tolist() == [2, 0, 1, 3, 4, 5]
-    assert found.offsets.tolist() == [0, 1, 3, 5, 6]
-    assert found.within(1, 3)[0] == slice(1, 5)
-    assert found.within(1, 3)[1].tolist() == [0, 2, 4]
+    found = Sessions.of(opens, torch.tensor([0, 0, 2, 2, 2, 2]), 3)
+    assert found.order.tolist() == [2, 0, 1]
+    assert found.rounds == [0, 3, 5, 6]  # users 2, 0, 1, then 2 and 0, then 2 alone
+    assert found.of_event.tolist() == [4, 4, 0, 3, 3, 5]
+    assert found.events.tolist() == [2, 3, 4, 0, 1, 5]
+    assert found.offsets.tolist() == [0, 1, 1, 1, 3, 5, 6]
+    span, offsets, longest = found.within(3, 5)
+    assert (span, offsets.tolist(), longest) == (slice(1, 5), [0, 2, 4], 2)
+
+
+def test_what_no_score_reads_is_not_dropped_for_it() -> None:
+    """Without `user_to_output` the user's state is read where sessions begin alone."""
+    encoder, seen = hrnn(), []
+    encoder.drop_user.register_forward_hook(lambda _, given, found: seen.append(len(given[0])))
+    encoder.encode(history(ROWS[:1], 7, asked=[[time for _, time in ROWS[0]]]))
+    assert seen == [1, 1, 1, 0]  # three sessions begin, no question comes late
+
+
+@pytest.mark.parametrize("settings", VARIANTS)
+def test_without_the_time_of_the_question(settings: dict[str, Any]) -> None:
+    """question=events: each answer is given within the session at hand, whenever it is asked for."""
+    encoder = hrnn(question="events", **settings)
+    assert encoder.reads == {"item", "time"}
+    assert hrnn().reads == {"item", "time", "asked.time"}
+    encoded = encoder.encode(dataclasses.replace(history(), asked={}))
+    for b, row in enumerate(ROWS):
+        at_once = [time for _, time in row]
+        tokens, _, _ = loop(encoder, row, at_once)
+        for t, want in enumerate(tokens):
+            assert torch.allclose(encoded.tokens[b, t], want, rtol=0, atol=1e-12), (b, t)
 
 
 def test_a_question_in_a_new_session_is_answered_from_its_start() -> None:

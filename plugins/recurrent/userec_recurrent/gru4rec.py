@@ -4,10 +4,10 @@ r, z = sigmoid(W e_t + b + U h_{t-1} + c), n = tanh(W_n e_t + b_n + r (U_n h_{t-
 of item i is h_t . y_i + b_i, without a final activation, and by default ("constrained") y_i is the item's own input embedding.
 
 Where we depart: a user's whole window is learnt from at once, by backpropagation through time, as the authors advise for user
-histories; `batch.carry` is their session-parallel reading, which learns from T events and hands the state on. Dropout of the
-hidden state acts on what layers and scores read of it, not on what the next event continues from. A GRU wider than `dim` is
-projected back (RecBole's form). Optimisers have no momentum. The recipe is full cross-entropy under Adam, for user histories;
-the authors' BPR-max and CE with logQ are settings of the objective, in the README."""
+histories; `batch.carry` is their session-parallel reading, which learns from T events and hands the state on until the user
+ends (each must be one session). Dropout of the hidden state acts on what layers and scores read of it, not on what the next
+event continues from. A GRU wider than `dim` is projected back (RecBole's form). Optimisers have no momentum. The recipe is full
+cross-entropy under Adam for user histories; their BPR-max and CE with logQ are settings of the objective, in the README."""
 
 from __future__ import annotations
 
@@ -53,17 +53,17 @@ def begin(cell: nn.GRUCell) -> None:
     nn.init.zeros_(cell.bias_hh)
 
 
-class GRULayer(nn.GRUCell):
-    """A GRU over jagged rows."""
+class GRULayer(nn.Module):
+    """A GRU over jagged rows, of `nn.GRUCell`'s parameters."""
 
     def __init__(self, width: int, hidden: int, recur: Callable[..., tuple[Tensor, Tensor]]) -> None:
-        super().__init__(width, hidden)
+        super().__init__()
         self.recur = recur
-        begin(self)
+        cell = nn.GRUCell(width, hidden)
+        begin(cell)
+        self.weight_ih, self.weight_hh, self.bias_ih, self.bias_hh = cell.weight_ih, cell.weight_hh, cell.bias_ih, cell.bias_hh
 
-    def forward(  # type: ignore[override]  # jagged rows in place of one step
-        self, x: Tensor, offsets: Tensor, state: Tensor, max_len: int
-    ) -> tuple[Tensor, Tensor]:
+    def forward(self, x: Tensor, offsets: Tensor, state: Tensor, max_len: int) -> tuple[Tensor, Tensor]:
         """x [S, D], states before [B, H] -> (states after each event [S, H], after each row's last [B, H])."""
         weights = self.weight_ih, self.weight_hh, self.bias_ih, self.bias_hh
         return self.recur(x, x.new_ones(len(x)), *weights, offsets, state, max_len=max_len)  # attention 1: a plain GRU
@@ -71,7 +71,7 @@ class GRULayer(nn.GRUCell):
 
 class GRU4Rec(Encoder):
     """Tokens [B, L, D] are the hidden states (projected where the GRU has another width); the user is the newest one. `state` is
-    {"hidden": [B, layers, H]}, zero where a session begins."""
+    {"hidden": [B, layers, H]}, zero where a user begins."""
 
     name = "gru4rec"
     offers = Can.GRADIENT | Can.SCORE_CATALOG | Can.DOT_SCORE | Can.CAUSAL | Can.ANY_POSITION | Can.EMBED_USER | Can.CARRY_STATE

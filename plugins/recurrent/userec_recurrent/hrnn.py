@@ -5,13 +5,14 @@ both are zero. Within a session s_t = GRU_session(e_t, s_{t-1}) ("init"), or c_m
 all three gates ("all").
 
 A row holds a user's newest events, of all their sessions. Sessions are told apart by the field `session`, or, where the data has
-none, by gaps in `time`. Of the question put after an event only its time may be known: where it is later than the gap allows,
-the question opens a session, and the token is that session's s_{m+1,0}. A next session's id is never known, so with the field
-`session` each question is answered within the session at hand.
+none, by gaps in `time`. Of the question put after an event only its time may be known (`question`): where it is later than the
+gap allows, the question opens a session, and the token is that session's s_{m+1,0}. A next session's id is never known, so with
+the field `session` each question is answered within the session at hand. An event of no session is one of its own.
 
 Where we depart: items are embedded, and scored by their embeddings, where the authors have one-hot inputs; the first item of a
-session is predicted too (above); dropout acts on what is read of a state, never on what is carried on; full cross-entropy under
-Adam where they have TOP1 under Adagrad."""
+session is predicted too (above); within a session dropout acts on what scores read, never on what the next event continues from
+(what a session begins with is dropped, by `dropout_user` and `dropout_init`, and carried on so, as theirs is); full cross-entropy
+under Adam where they have TOP1 under Adagrad."""
 
 from __future__ import annotations
 
@@ -20,6 +21,7 @@ from dataclasses import dataclass
 from itertools import pairwise
 from typing import Any, ClassVar, Literal
 
+import numpy as np
 import torch
 from pydantic import Field as Setting
 from torch import Tensor, nn
@@ -32,6 +34,7 @@ from userec.encoder.blocks.dropout import Dropout
 from userec.encoder.blocks.heads import Heads
 from userec.encoder.contract import Build, Encoder
 from userec.errors import UserError
+from userec.schema import FIRST
 from userec_recurrent.gru4rec import GRULayer, begin
 
 
@@ -48,6 +51,9 @@ class HRNNConfig(Config):
     """Whether scores read the user's state too."""
     gap: float = Setting(1800, gt=0)
     """Seconds without an event after which a session ends, where the data has no field `session`."""
+    question: Literal["request", "events"] = "request"
+    """What is seen of the question after an event: when it is put, which for the next item is when that happens; or nothing, and
+    it is answered within the session at hand. The field `session` tells nothing of questions either way."""
     dropout_embedding: float = Setting(0.0, ge=0, lt=1)
     dropout_hidden: float = Setting(0.1, ge=0, lt=1)
     """Of the session's state, as scores read it."""
@@ -61,31 +67,33 @@ class HRNNConfig(Config):
 
 @dataclass(frozen=True)
 class Sessions:
-    """The N sessions of a batch: all users' first ones, then all second ones, and so on, each round in the order of rows."""
+    """The N sessions of a batch, round by round. Round 0 is what each of the B rows goes on with from the state given, which may
+    be no event; round s is the s-th session that a row begins. Users stand in `order` in each round, the first of them alone."""
 
-    row: Tensor  # [N] whose it is
-    offsets: Tensor  # [N + 1] its events among `events`
+    order: Tensor  # [B] rows, those with most sessions first
+    of_event: Tensor  # [S] the session of each packed event
     events: Tensor  # [S] places in the packed events, session after session
-    rounds: list[int]  # bounds of the rounds in N; sessions of round 0 go on from the state given, others begin
+    offsets: Tensor  # [N + 1] a session's events among `events`
+    places: np.ndarray  # [N + 1] the same on the host
+    rounds: list[int]  # bounds of the rounds in N
 
     @classmethod
-    def of(cls, opens: Tensor, row: Tensor, starts: Tensor) -> Sessions:
-        """`opens` [S]: the event begins a session that is not its user's first; `row` [S] rises; `starts` [B] of each row."""
-        number = opens.cumsum(0)
-        number = number - (number - opens.long())[starts[row]]  # [S] how many sessions of the row began since its state
-        first = (opens | (torch.arange(len(row), device=row.device) == starts[row])).nonzero()[:, 0]  # [N]
-        length = torch.diff(first, append=first.new_tensor([len(row)]))
-        order = number[first].argsort(stable=True)
-        first, length = first[order], length[order]
-        offsets = F.pad(length.cumsum(0), (1, 0))
-        events = torch.repeat_interleave(first - offsets[:-1], length) + torch.arange(len(row), device=row.device)
-        rounds = F.pad(torch.bincount(number[first]).cumsum(0), (1, 0)).tolist()
-        return cls(row[first], offsets, events, rounds)
+    def of(cls, opens: Tensor, row: Tensor, rows: int) -> Sessions:
+        """`opens` [S]: the event begins a session that is not its user's first; `row` [S] rises to below `rows`."""
+        begun = torch.bincount(row[opens], minlength=rows)  # [B] sessions that each row begins
+        order = begun.argsort(descending=True, stable=True)
+        rank = torch.empty_like(order).index_copy_(0, order, torch.arange(rows, device=row.device))
+        number = opens.cumsum(0) - (begun.cumsum(0) - begun)[row]  # [S] the round of each event
+        bounds = F.pad(torch.bincount(begun).flip(0).cumsum(0).flip(0).cumsum(0), (1, 0))
+        of_event = bounds[number] + rank[row]
+        rounds = bounds.tolist()
+        offsets = F.pad(torch.bincount(of_event, minlength=rounds[-1]).cumsum(0), (1, 0))
+        return cls(order, of_event, of_event.argsort(stable=True), offsets, offsets.cpu().numpy(), rounds)
 
     def within(self, low: int, high: int) -> tuple[slice, Tensor, int]:
         """Of sessions `low` to before `high`: their events among `events`, offsets of their own, the longest."""
-        own = self.offsets[low : high + 1]
-        return slice(int(own[0]), int(own[-1])), own - own[0], int(own.diff().max())
+        own = self.places[low : high + 1]
+        return slice(int(own[0]), int(own[-1])), self.offsets[low : high + 1] - int(own[0]), int(np.diff(own).max(initial=0))
 
 
 class HRNN(Encoder):
@@ -122,7 +130,8 @@ class HRNN(Encoder):
                 "encoder 'hrnn' needs to know where sessions end: a field 'session' or 'time'; the data set has neither "
                 "(gru4rec takes each user for one session)"
             )
-        self.reads = frozenset({"item", "session"} if self.by == "session" else {"item", "time", "asked.time"})
+        self.asks = self.by == "time" and config.question == "request"
+        self.reads = frozenset({"item", self.by} | ({"asked.time"} if self.asks else set()))
         dim, user_dim = config.dim, config.user_dim or config.dim
         self.items = build.table("item", dim)
         self.bias = nn.Parameter(torch.zeros(build.schema.spaces["item"]))
@@ -144,17 +153,14 @@ class HRNN(Encoder):
 
     def encode(self, history: History) -> Encoded:
         """Every event given is read, from the state given; a row without events keeps its state."""
-        item, mask, lengths = history.events["item"], history.mask, history.lengths
+        item, mask = history.events["item"], history.mask
         embedded = self.drop_embedding(self.items(pack(item, mask)))  # [S, D]
         state = history.state or self._unseen(embedded, len(item))
-        row = torch.repeat_interleave(torch.arange(len(item), device=item.device), lengths)  # [S]
-        starts = lengths.cumsum(0) - lengths  # [B]
-        sessions = Sessions.of(self._opens(history, state), row, starts)
+        row = torch.repeat_interleave(torch.arange(len(item), device=item.device), history.lengths)  # [S]
+        sessions = Sessions.of(self._opens(history, state), row, len(item))
         after, users, hidden, user = self._rounds(embedded, sessions, state)  # [S, D], [N, U], [B, D], [B, U]
-        own = torch.repeat_interleave(torch.arange(len(users), device=item.device), sessions.offsets.diff())
-        user_of = users.index_select(0, torch.empty_like(own).index_copy_(0, sessions.events, own))  # [S, U]
-        tokens = unpack(self._asked(history, after, user_of), mask)  # [B, L, D]
-        before = self._read(state["hidden"], self.drop_user(state["user"]))  # [B, D]
+        tokens = unpack(self._asked(history, after, users, sessions.of_event), mask)  # [B, L, D]
+        before = self._read(state["hidden"], state["user"])  # [B, D]
         newest = gather_positions(tokens, history.last[:, None])[:, 0]
         last = gather_positions(history.events[str(self.by)], history.last[:, None])[:, 0]
         some = mask.any(1)
@@ -186,37 +192,34 @@ class HRNN(Encoder):
         return {"hidden": hidden, "user": user, "last": none, "seen": none}
 
     def _opens(self, history: History, state: Mapping[str, Tensor]) -> Tensor:
-        """[S]: the event is in another session than the one before it; a user's first event opens none."""
+        """[S]: the event is in another session than the one before it, or in none; a user's first event opens none."""
         now = history.events[str(self.by)]  # [B, L]
         before = torch.cat([state["last"][:, None], now[:, :-1]], 1)[:, : now.shape[1]]
-        opens = now != before if self.by == "session" else now - before > self.config.gap
+        opens = (now != before) | (now < FIRST) if self.by == "session" else now - before > self.config.gap
         opens[:, :1] &= state["seen"].bool()[:, None]
         return pack(opens, history.mask)
 
     def _rounds(self, embedded: Tensor, sessions: Sessions, state: Mapping[str, Tensor]) -> tuple[Tensor, ...]:
         """The s-th sessions of all users at once, after their (s - 1)-th: states after each event [S, D], the user's state in
         each session [N, U], and both states in the end [B, D], [B, U]."""
-        hidden, user = state["hidden"], state["user"]
         ordered = embedded.index_select(0, sessions.events)
-        after, users = [ordered[:0]], [user[:0]]
+        hidden, user = (state[name].index_select(0, sessions.order) for name in ("hidden", "user"))  # [n, D], [n, U]
+        after, users, ended = [ordered[:0]], [user[:0]], [(hidden[:0], user[:0])]
         for number, (low, high) in enumerate(pairwise(sessions.rounds)):
-            if low == high:
-                continue
-            rows = sessions.row[low:high]
-            begun, own = hidden.index_select(0, rows), user.index_select(0, rows)
             if number:
-                own, begun = self._begin(own, begun)
-                user = user.index_copy(0, rows, own)
+                ended.append((hidden[high - low :], user[high - low :]))  # of users without a session in this round
+                user, hidden = self._begin(user[: high - low], hidden[: high - low])
             span, offsets, longest = sessions.within(low, high)
             x = ordered[span]
             if self.config.variant == "all":
-                x = torch.cat([x, torch.repeat_interleave(self.drop_user(own), offsets.diff(), dim=0)], 1)
-            states, last = self.session(x, offsets, begun, longest)
-            hidden = hidden.index_copy(0, rows, last)
+                x = torch.cat([x, torch.repeat_interleave(self.drop_user(user), offsets.diff(), dim=0)], 1)
+            states, hidden = self.session(x, offsets, hidden, longest)
             after.append(states)
-            users.append(own)
-        states = torch.cat(after)
-        return torch.zeros_like(states).index_copy(0, sessions.events, states), torch.cat(users), hidden, user
+            users.append(user)
+        ended.append((hidden, user))
+        states, back = torch.cat(after), sessions.order.argsort()
+        last = (torch.cat(kind).index_select(0, back) for kind in zip(*reversed(ended), strict=True))
+        return torch.empty_like(states).index_copy(0, sessions.events, states), torch.cat(users), *last
 
     def _begin(self, user: Tensor, ended: Tensor) -> tuple[Tensor, Tensor]:
         """A session ended in state `ended` [n, D]: the user's next state [n, U], and what the next session begins with [n, D]."""
@@ -224,15 +227,17 @@ class HRNN(Encoder):
         return user, self.drop_init(torch.tanh(self.init(self.drop_user(user))))
 
     def _read(self, hidden: Tensor, user: Tensor) -> Tensor:
-        """What scores read of a session's state [n, D] and of the user's [n, U]."""
-        return hidden if self.output is None else hidden + self.output(user)
+        """What scores read of a session's state [n, D] and of the user's [n, U], before his dropout."""
+        return hidden if self.output is None else hidden + self.output(self.drop_user(user))
 
-    def _asked(self, history: History, after: Tensor, user: Tensor) -> Tensor:
+    def _asked(self, history: History, after: Tensor, users: Tensor, of_event: Tensor) -> Tensor:
         """[S, D]: each event's state as the question after it finds it, for which a session may have ended."""
-        tokens = self._read(self.drop_hidden(after), self.drop_user(user))
-        if self.by == "session":
+        tokens = self.drop_hidden(after)
+        if self.output is not None:
+            tokens = self._read(tokens, users.index_select(0, of_event))
+        if not self.asks:
             return tokens
         waited = pack(history.asked["asked.time"] - history.events["time"], history.mask)
         late = (waited > self.config.gap).nonzero()[:, 0]
-        next_user, begun = self._begin(user.index_select(0, late), after.index_select(0, late))
-        return tokens.index_copy(0, late, self._read(begun, self.drop_user(next_user)))
+        user, begun = self._begin(users.index_select(0, of_event[late]), after.index_select(0, late))
+        return tokens.index_copy(0, late, self._read(begun, user))
