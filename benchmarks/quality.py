@@ -156,7 +156,7 @@ def differences(one: Run, other: Run) -> list[str]:
     """Settings of training that two runs both have and that differ. A setting that came later is in one of them alone."""
     found = []
     for part in ("dataset", "encoder", "objective", "split", "batch", "train"):
-        first, second = (run.report["experiment"][part] for run in (one, other))
+        first, second = (run.report["experiment"][part] or {} for run in (one, other))  # who counts has no objective
         shared = (first.keys() & second.keys()) - {"checkpoint_seconds"}
         found += [f"{part}.{key}" for key in sorted(shared) if first[key] != second[key]]
     return found

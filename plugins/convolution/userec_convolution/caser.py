@@ -86,7 +86,9 @@ class Filters(nn.Module):
 
 
 class Caser(Encoder):
-    """Tokens [B, L, 2 d] are [z; p_u] of every position at once (z alone without `user`); the user is the token of his last
+    """The last items as an image: convolutions down and across it.
+
+    Tokens [B, L, 2 d] are [z; p_u] of every position at once (z alone without `user`); the user is the token of his last
     event, zeros where he has none. The state is the last L - 1 items and the last token."""
 
     name = "caser"

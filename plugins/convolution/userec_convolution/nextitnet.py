@@ -133,7 +133,9 @@ class Two(nn.Module):
 
 
 class NextItNet(Encoder):
-    """Tokens [B, L, D] of every position at once; the user is the token of his last event, zeros where he has none.
+    """Dilated causal convolutions over the last events.
+
+    Tokens [B, L, D] of every position at once; the user is the token of his last event, zeros where he has none.
 
     The state is what the layers read of the past, for each the last (kernel - 1) dilation of its inputs, and the last token; zero
     before any event, which is also what the convolutions pad with."""
@@ -147,7 +149,15 @@ class NextItNet(Encoder):
             "click": {"name": "labelled", "price": "bce"},
             "label": {"name": "labelled"},
         },
-        "train": {"optimizer": "adam", "lr": 1e-3, "epochs": 60, "validate_every": 3, "patience": 5},
+        "train": {
+            "optimizer": "adam",
+            "lr": 2e-3,
+            "schedule": "linear",
+            "warmup": 100,
+            "epochs": 30,
+            "validate_every": 3,
+            "patience": 5,
+        },
         "batch": {"rows": 512, "tokens": 6144, "windows": "all"},
     }
 

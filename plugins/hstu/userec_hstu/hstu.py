@@ -11,8 +11,9 @@ predicted: `asked.time`, when the question is put. The score of an item is the c
 
 Where we depart: events are packed, without padding (positions count from the start of the window, as in the authors' rows);
 tables are drawn from normals that are not truncated; a time bucket is found by edges in whole seconds, where the authors round a
-float32 logarithm. The recipe trains in batches of 6,144 events at a rate that decays linearly from 2e-3, and keeps the best
-epoch on validation; the authors train 101 epochs of 128 rows at 1e-3, without validation."""
+float32 logarithm. The recipe trains on all windows, in batches of 6,144 events, at a rate that decays linearly from 2e-3, and
+keeps the best epoch on validation; the authors train 101 epochs of 128 rows, each user's newest window, at 1e-3, without
+validation."""
 
 from __future__ import annotations
 
@@ -109,7 +110,9 @@ class Block(nn.Module):
 
 
 class HSTU(Encoder):
-    """Tokens [B, L, D] of length 1, of every position at once; the user is the token of his last event, zeros where he has none.
+    """Gated pointwise attention with position and time bias.
+
+    Tokens [B, L, D] of length 1, of every position at once; the user is the token of his last event, zeros where he has none.
 
     With `time="request"` both depend on when the question is put."""
 
@@ -130,11 +133,11 @@ class HSTU(Encoder):
             "betas": (0.9, 0.98),
             "schedule": "linear",
             "warmup": 100,
-            "epochs": 60,
+            "epochs": 40,
             "validate_every": 3,
             "patience": 5,
         },
-        "batch": {"rows": 512, "tokens": 6144, "windows": "last"},
+        "batch": {"rows": 512, "tokens": 6144, "windows": "all"},
     }
 
     def __init__(self, config: HSTUConfig, build: Build) -> None:

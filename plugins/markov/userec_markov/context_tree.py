@@ -56,7 +56,9 @@ class ContextTreeConfig(Config):
 
 
 class ContextTree(Encoder):
-    """Scores are log-probabilities over the real ids; tokens [B, L, 1] are the item ids themselves.
+    """Contexts of every length, mixed by what each has earned.
+
+    Scores are log-probabilities over the real ids; tokens [B, L, 1] are the item ids themselves.
 
     It reads `time` for the experts and `session`, which no context crosses, where the data has them."""
 

@@ -34,7 +34,9 @@ class MarkovConfig(Config):
 
 
 class Markov(Encoder):
-    """Scores are log-probabilities over the real ids; tokens [B, L, 1] are the item ids themselves.
+    """What follows the last k items, with back-off.
+
+    Scores are log-probabilities over the real ids; tokens [B, L, 1] are the item ids themselves.
 
     It reads `session` where the data has it."""
 

@@ -45,7 +45,9 @@ class PRMEConfig(Config):
 
 
 class PRME(Encoder):
-    """Tokens [B, L, 2 dim + 2] are the user's half of the product at each position; the user is the last of them.
+    """Two metric spaces: near the user, and near his last item.
+
+    Tokens [B, L, 2 dim + 2] are the user's half of the product at each position; the user is the last of them.
 
     Before any event preference alone counts. A user with no event in training has no point of preference: the sequence alone
     counts, and before any event all items are alike."""

@@ -70,7 +70,9 @@ class GRULayer(nn.Module):
 
 
 class GRU4Rec(Encoder):
-    """Tokens [B, L, D] are the hidden states (projected where the GRU has another width); the user is the newest one. `state` is
+    """A GRU over the items of a user or session.
+
+    Tokens [B, L, D] are the hidden states (projected where the GRU has another width); the user is the newest one. `state` is
     {"hidden": [B, layers, H]}, zero where a user begins."""
 
     name = "gru4rec"

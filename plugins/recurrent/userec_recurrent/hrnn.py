@@ -97,7 +97,9 @@ class Sessions:
 
 
 class HRNN(Encoder):
-    """Tokens [B, L, D] are the session's states as questions find them; the user is the newest one. `state`: `hidden` [B, D] and
+    """A GRU over the items of a session, begun by a GRU over the user's sessions.
+
+    Tokens [B, L, D] are the session's states as questions find them; the user is the newest one. `state`: `hidden` [B, D] and
     `user` [B, U], `last` [B] the session or time of the last event, `seen` [B] whether there was one."""
 
     name = "hrnn"

@@ -149,7 +149,9 @@ def rnn(x: Tensor, hidden: Tensor, state: tuple[Tensor, ...]) -> tuple[Tensor, .
 
 
 class RRN(Encoder):
-    """Tokens [B, L, D]: what the question after each event may know of the user; `user` is the state after all his events.
+    """Recurrences over users and over items, for ratings and the next item.
+
+    Tokens [B, L, D]: what the question after each event may know of the user; `user` is the state after all his events.
 
     The state carried is that before his last step, and what the last step holds so far: it may not be over."""
 

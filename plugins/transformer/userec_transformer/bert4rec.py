@@ -70,7 +70,9 @@ class BothWays(nn.Module):
 
 
 class BERT4Rec(Encoder):
-    """Tokens [B, L, D] of the events; a question at `at` is answered by slot `at` + 1, which should not be told: a hidden event,
+    """Self-attention over events on both sides of a hidden one.
+
+    Tokens [B, L, D] of the events; a question at `at` is answered by slot `at` + 1, which should not be told: a hidden event,
     or, after the last event, the slot that `encode` appends. The user is the token of that slot."""
 
     name = "bert4rec"

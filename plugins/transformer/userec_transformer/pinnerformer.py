@@ -104,7 +104,9 @@ class Cycles(nn.Module):
 
 
 class PinnerFormer(Encoder):
-    """Tokens [B, L, D] of length one, of every position; the user is the token of his last event, zeros where he has none.
+    """A causal Transformer that tells what a user will do in the time to come.
+
+    Tokens [B, L, D] of length one, of every position; the user is the token of his last event, zeros where he has none.
 
     Positions count from the newest event: it is causal, but a token is not that of the history cut there."""
 

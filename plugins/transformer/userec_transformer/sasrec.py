@@ -6,8 +6,8 @@ token times the item's own embedding (section 3, equations 2 to 6).
 Where we depart: standard pre-LN blocks with an output projection (the authors normalise the queries alone and have none; the
 PyTorch port measures the same accuracy); events are packed, without padding, and positions count from the start of the window;
 attention weights are not dropped by default, which keeps the attention on its fused path (`attention_dropout` brings it back).
-The recipe trains on each user's newest window, as published, but in batches of 6,144 events where 128 rows are published, and at
-a rate that decays linearly from 2e-3 where it is 1e-3 throughout."""
+The recipe trains on all windows of a user's events, where the newest alone is published, in batches of 6,144 events where 128
+rows are published, and at a rate that decays linearly from 2e-3 where it is 1e-3 throughout."""
 
 from __future__ import annotations
 
@@ -47,7 +47,9 @@ class SASRecConfig(Config):
 
 
 class SASRec(Encoder):
-    """Tokens [B, L, D] of every position at once; the user is the token of his last event, zeros where he has none."""
+    """Self-attention over the last events, causal.
+
+    Tokens [B, L, D] of every position at once; the user is the token of his last event, zeros where he has none."""
 
     name = "sasrec"
     offers = Can.GRADIENT | Can.SCORE_CATALOG | Can.DOT_SCORE | Can.CAUSAL | Can.ANY_POSITION | Can.EMBED_USER
@@ -64,11 +66,11 @@ class SASRec(Encoder):
             "betas": (0.9, 0.98),
             "schedule": "linear",
             "warmup": 100,
-            "epochs": 60,
+            "epochs": 45,
             "validate_every": 3,
             "patience": 5,
         },
-        "batch": {"rows": 512, "tokens": 6144, "windows": "last"},
+        "batch": {"rows": 512, "tokens": 6144, "windows": "all"},
     }
 
     def __init__(self, config: SASRecConfig, build: Build) -> None:
