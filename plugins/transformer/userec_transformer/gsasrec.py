@@ -20,6 +20,7 @@ class GSASRecConfig(SASRecConfig):
     """The authors' setting for MovieLens-1M, but for dropout."""
 
     dim: int = Setting(128, ge=1)
+    dropout: float = Setting(0.2, ge=0, lt=1)
 
 
 class GSASRec(SASRec):
