@@ -157,7 +157,7 @@ def differences(one: Run, other: Run) -> list[str]:
     found = []
     for part in ("dataset", "encoder", "objective", "split", "batch", "train"):
         first, second = (run.report["experiment"][part] or {} for run in (one, other))  # who counts has no objective
-        shared = (first.keys() & second.keys()) - {"checkpoint_seconds"}
+        shared = (first.keys() & second.keys()) - {"checkpoint_seconds", "eval_rows", "eval_tokens"}
         found += [f"{part}.{key}" for key in sorted(shared) if first[key] != second[key]]
     return found
 

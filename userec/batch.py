@@ -45,6 +45,7 @@ class History(_Moves):
     asked: Mapping[str, Tensor] = field(default_factory=dict)  # {"asked.time": [B, L]}: known of the question after event l
     state: Mapping[str, Tensor] | None = None  # {name: [B, ...]}; an all-zero row is a user never seen
     epoch: float | None = None  # 3.25 while training, None once trained
+    newest: bool = False  # whether rows are asked after their last event alone: tokens that this does not need may be zero
 
     @property
     def lengths(self) -> Tensor:

@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 import torch
+import torch._dynamo  # torch's own optimisers import it when the first is made, lightning when it is imported: an import for both
 from protocol import (
     BETAS,
     DROPOUT,

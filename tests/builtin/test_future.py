@@ -76,6 +76,33 @@ def test_days_end_the_window_before_its_events_do() -> None:
     assert not future(raw([10], seconds=100), 5, 50, "all", rng()).targets.weight.any()
 
 
+def test_a_cut_anywhere_has_its_own_window_behind_it() -> None:
+    found = set()
+    for seed in range(60):
+        asked = future(raw([9, 2, 1]), 3, None, "last", rng(seed), anywhere=True)
+        assert asked.ends.tolist() == asked.history.lengths.tolist()
+        assert asked.targets.answer[0].tolist() == [asked.history.lengths[0] + 2 + i for i in range(3)]
+        assert asked.history.events["item"][0].max() < asked.targets.answer[0].min()  # none that the history holds
+        found.add(tuple(asked.history.lengths.tolist()))
+    assert found == {(cut, 1, 1) for cut in range(1, 7)}  # behind any event that a whole window follows
+
+
+def test_it_cuts_anywhere_unless_told_otherwise() -> None:
+    schema = Schema({"item": Field("item")}, {"item": 12}, ((NEXT,),))
+
+    def cuts(**settings: Any) -> set[int]:
+        objective = Future(parse(Future.Config, {"window": 3, **settings}, "objective"), builder(schema))
+        return {int(objective.ask(raw([9]), rng(seed)).history.lengths) for seed in range(60)}
+
+    assert cuts() == {1, 2, 3, 4, 5, 6}
+    assert cuts(cut="newest") == {6}
+    assert cuts(question="last") == {1, 2, 3, 4, 5, 6}
+
+
+def builder(schema: Schema) -> Builder:
+    return Builder({}, schema, {}, Kernels(userec_kernels()))
+
+
 def test_each_position_is_asked_for_the_events_that_follow_it() -> None:
     batch = following(raw([7, 3]), 2)
     assert batch.history.lengths.tolist() == [5, 2]
@@ -89,7 +116,7 @@ def test_what_it_needs_follows_from_the_question() -> None:
     schema = Schema({"item": Field("item")}, {"item": 12}, ((NEXT,),))
 
     def made(**settings: Any) -> Future:
-        return Future(parse(Future.Config, settings, "objective"), Builder({}, schema, {}, Kernels(userec_kernels())))
+        return Future(parse(Future.Config, settings, "objective"), builder(schema))
 
     assert made(window=7).ahead == 7
     assert made().needs == Can.GRADIENT | Can.SCORE_CATALOG | Can.CAUSAL

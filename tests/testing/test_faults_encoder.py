@@ -179,6 +179,17 @@ class BatchDependent(Dot):
         return replace(encoded, tokens=encoded.tokens - encoded.tokens.mean(0, keepdim=True))
 
 
+class NewestMisread(Dot):
+    def encode(self, history):
+        encoded = super().encode(history)
+        if not history.newest:
+            return encoded
+        last = history.mask.shape[1] - 1  # of the block, not of the row
+        kept = torch.zeros_like(encoded.tokens)
+        kept[:, last] = encoded.tokens[:, last]
+        return replace(encoded, tokens=kept)
+
+
 class RowOrderDependent(Dot):
     def encode(self, history):
         encoded = super().encode(history)
@@ -335,6 +346,7 @@ FAULTS = [
     (ChunkDependent, "chunks", "chunks of 4 .*chunk dependence"),
     (OrderDependent, "chunks", "chunk dependence"),
     (BatchDependent, "batch_size", "batch-size dependence"),
+    (NewestMisread, "newest", "newest event misread"),
     (RowOrderDependent, "row_order", "row-order dependence"),
     (StuckInTraining, "modes", r"eval\(\) does not reach 'drop'"),
     (WritesIntoHistory, "input_kept", "writes into history's item"),

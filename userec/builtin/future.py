@@ -29,6 +29,9 @@ class FutureConfig(ChoiceConfig):
     """`dense`: each position before the cut is asked for one random event behind it (PinnerFormer's dense all-action loss);
     `last`: the last one is asked for every event behind the cut (all-action); `each`: each position is asked for every one of
     the `window` events that follow it (Caser's T targets)."""
+    cut: Literal["anywhere", "newest"] = "anywhere"
+    """Where `dense` and `last` cut a row: behind any of its events, another one each time that the row is read; or as late as
+    leaves a whole window, so that the same events are the answers in every epoch."""
     positions: Literal["all"] | Annotated[int, Setting(ge=1)] = "all"
     """`dense`: every position before the cut, or so many random ones a row."""
 
@@ -61,7 +64,8 @@ class Future(Choice):
         if config.question == "each":
             return questions.following(batch, config.window)
         seconds = None if config.days is None else round(config.days * 86_400)
-        return questions.future(batch, config.window, seconds, config.positions if config.question == "dense" else "last", rng)
+        positions: questions.Positions = config.positions if config.question == "dense" else "last"
+        return questions.future(batch, config.window, seconds, positions, rng, config.cut == "anywhere")
 
 
 @hookimpl

@@ -124,8 +124,12 @@ class Ranking(Evaluator):
         if not self._drops(data, scorer.task):
             return ids.new_zeros(0), ids.new_zeros(0)
         row, seen = (x.to(ids.device) for x in data.seen(scorer.batch))
-        targets = torch.arange(len(ids), device=ids.device)[:, None] * scorer.size + ids  # [B, P]
-        keep = (seen >= FIRST) & ~torch.isin(row * scorer.size + seen, targets)
+        if ids.shape[1] == 1:
+            relevant = seen == ids[row, 0]
+        else:
+            targets = torch.arange(len(ids), device=ids.device)[:, None] * scorer.size + ids  # [B, P]
+            relevant = torch.isin(row * scorer.size + seen, targets)
+        keep = (seen >= FIRST) & ~relevant
         return row[keep], seen[keep]
 
     def _rank(self, scorer: Scorer, ids: Tensor, seen: tuple[Tensor, Tensor]) -> tuple[Ranks, dict[int, np.ndarray]]:

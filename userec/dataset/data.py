@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Iterator
-from functools import cached_property
 from itertools import pairwise
 from typing import Any
 
@@ -47,12 +46,10 @@ class SplitData:
         self._collator = Collator(coded, coded.events, fields)
         self._asked: dict[tuple[str, str], Questions] = dict(division.questions)
 
-    @cached_property
+    @property
     def repeats(self) -> float:
         """Share of training events whose item stands earlier in the same user's history."""
-        train = self.division.train
-        pairs = np.unique(train.owner * self.coded.schema.spaces["item"] + train.fields["item"])
-        return 1 - len(pairs) / len(train)
+        return self.division.repeats
 
     def questions(self, split: str, task: str) -> int:
         """How many queries `batches` gives."""
@@ -87,7 +84,7 @@ class SplitData:
 
     def _batch(self, asked: Questions, rows: Rows, chosen: np.ndarray, task: str) -> Batch:
         rows = rows.take(chosen)
-        history = self._collator.history(rows, task, None if asked.time is None else asked.time[chosen])
+        history = self._collator.history(rows, task, None if asked.time is None else asked.time[chosen], newest=True)
         start, stop = asked.offsets[chosen], asked.offsets[chosen + 1]
         place = np.arange(int((stop - start).max(initial=1)))
         real = place < (stop - start)[:, None]  # [B, P]
@@ -107,7 +104,7 @@ class SplitData:
         task = next(iter(self.trained), "")
         for part in self._portions(rows, np.arange(len(user))):
             taken = rows.take(part)
-            history = self._collator.history(taken, task)
+            history = self._collator.history(taken, task, newest=True)
             yield Batch(history, None, torch.from_numpy(taken.user), torch.from_numpy(taken.stop))
 
     def _pieces(self, split: str, events: int, shots: int, gap: int) -> tuple[np.ndarray, ...]:

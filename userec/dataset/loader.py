@@ -35,7 +35,7 @@ class BatchConfig(Config):
     bucket: int = Setting(50, ge=1)
     """Batches a shuffled block, inside which rows are sorted by length."""
     eval_rows: int = Setting(1024, ge=1)
-    eval_tokens: int = Setting(65536, ge=1)
+    eval_tokens: int = Setting(8192, ge=1)
 
 
 @dataclass(frozen=True)
@@ -100,8 +100,9 @@ class Collator:
         """Events a row: [N] int64."""
         return rows.stop - rows.start(self.events)
 
-    def history(self, rows: Rows, task: str, time: np.ndarray | None = None) -> History:
-        """The rows [B] as a block [B, L], L the longest. `time` [B]: of the question after each row's last event."""
+    def history(self, rows: Rows, task: str, time: np.ndarray | None = None, *, newest: bool = False) -> History:
+        """The rows [B] as a block [B, L], L the longest. `time` [B]: of the question after each row's last event; `newest`: no
+        other will be put."""
         start = rows.start(self.events)
         lengths = rows.stop - start
         place = np.arange(max(int(lengths.max(initial=0)), 1))
@@ -115,9 +116,8 @@ class Collator:
                 following = np.where(place == lengths[:, None] - 1, time[:, None], following)
             asked["asked.time"] = _padded(following, mask)
         profile = {name: _tensor(column[rows.user]) for name, column in self.profile.items()}
-        return History(
-            torch.from_numpy(rows.user + FIRST), events, torch.from_numpy(mask), profile, (task,) if task else (), asked
-        )
+        users, tasks = torch.from_numpy(rows.user + FIRST), (task,) if task else ()
+        return History(users, events, torch.from_numpy(mask), profile, tasks, asked, newest=newest)
 
 
 def _padded(block: np.ndarray, mask: np.ndarray) -> Tensor:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from functools import lru_cache
 
 import numpy as np
 from scipy.special import ndtri
@@ -10,6 +11,9 @@ from scipy.special import ndtri
 RESAMPLES = 1000
 DRAWS = 1 << 21
 """Users drawn at once: bounds the memory (16 MB of indices)."""
+
+KEPT = 1 << 24
+"""Bytes of draws that are kept for the next interval over as many users."""
 
 MANY = 100_000
 """From here on the normal interval: the bootstrap of a mean differs from it by O(1/sqrt n) of its own width."""
@@ -73,10 +77,23 @@ def ratio(above: np.ndarray, below: np.ndarray) -> Measure:
 
 def draws(users: int, seed: int, resamples: int) -> Iterator[np.ndarray]:
     """How often each user was drawn, [R, users] float64, `resamples` rows in all: users with replacement."""
+    few = users * resamples <= KEPT
+    for times in _kept(users, seed, resamples) if few else _drawn(users, seed, resamples):
+        yield times.astype(np.float64)
+
+
+@lru_cache(maxsize=2)
+def _kept(users: int, seed: int, resamples: int) -> list[np.ndarray]:
+    """The draws of a validation are those of the next, and of every metric."""
+    return [times.astype(np.uint8) for times in _drawn(users, seed, resamples)]
+
+
+def _drawn(users: int, seed: int, resamples: int) -> Iterator[np.ndarray]:
+    """Parts [R, users]; no user is drawn 256 times."""
     rng = np.random.default_rng(seed)
     step = max(1, DRAWS // users)
     for start in range(0, resamples, step):
         rows = min(step, resamples - start)
         drawn = rng.integers(0, users, (rows, users))
         drawn += np.arange(rows)[:, None] * users
-        yield np.bincount(drawn.reshape(-1), minlength=rows * users).reshape(rows, users).astype(np.float64)
+        yield np.bincount(drawn.reshape(-1), minlength=rows * users).reshape(rows, users)

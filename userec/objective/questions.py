@@ -63,12 +63,15 @@ def cloze(batch: Batch, mask: float, alone: float, rng: torch.Generator) -> Batc
     return dataclasses.replace(out, targets=dataclasses.replace(out.targets, query=query))
 
 
-def future(batch: Batch, window: int, seconds: int | None, positions: Positions, rng: torch.Generator) -> Batch:
-    """Which items come in a window: rows of up to `window` events more than a history needs are cut, see `_before_future`.
+def future(
+    batch: Batch, window: int, seconds: int | None, positions: Positions, rng: torch.Generator, anywhere: bool = False
+) -> Batch:
+    """Which items come in a window: rows of up to `window` events more than a history needs are cut, see `_before_future`, or,
+    `anywhere`, behind any event up to there, each as likely.
 
     `last`: Q = W, the last event before the cut is asked for each of the W events behind it. `all`, or an int as in `next_item`:
     each position is asked for one of them at random. With `seconds`, only for those so soon after the last event."""
-    history, answers = _before_future(batch.history, window)  # [B, L], [B, W]
+    history, answers = _before_future(batch.history, window, rng if anywhere else None)  # [B, L], [B, W]
     if seconds is not None:
         time = batch.history.events["time"]
         latest = gather_positions(time, history.last[:, None]) + seconds
@@ -107,10 +110,12 @@ def until(history: History, lengths: Tensor, size: int) -> History:
     return dataclasses.replace(history, mask=mask, events=events, asked=asked)
 
 
-def _before_future(history: History, window: int) -> tuple[History, Tensor]:
+def _before_future(history: History, window: int, rng: torch.Generator | None = None) -> tuple[History, Tensor]:
     """(each row without its last `window` events, or, where it is shorter than twice that, without its newer half; the items
-    behind the cut [B, W])."""
+    behind the cut [B, W]). With an `rng`, cut behind a random event before there."""
     cut = history.lengths - (history.lengths // 2).clamp(max=window)
+    if rng is not None:
+        cut = 1 + (torch.rand(cut.shape, generator=rng, device=rng.device).to(cut.device) * cut).long().clamp(max=cut - 1)
     return until(history, cut, max(int(cut.max()), 1)), _behind(history.events["item"], cut, window)
 
 

@@ -101,6 +101,16 @@ def check_batch_size(subject: Subject) -> None:
         _same_user(subject.name, f"of row {row} when it stands alone", alone, _reordered(encoded, index), "batch-size dependence")
 
 
+def check_newest(subject: Subject) -> None:
+    """Told that nothing is asked but after a row's last event: its answers there stay."""
+    encoder, ids = subject.fitted(), some_ids(subject.schema)
+    for history in (subject.history(), rows_of(subject.history(), torch.tensor([1, 1]))):  # the second has no event
+        encoded, scores = scored(encoder, history, ids)
+        less, again = scored(encoder, replace(history, newest=True), ids)
+        same(subject.name, "scores change when only the newest event is asked after", again, scores, "newest event misread")
+        _same_user(subject.name, "when only the newest event is asked after", less, encoded, "newest event misread")
+
+
 def check_empty_history(subject: Subject) -> None:
     """A user without events gets numbers, beside others and alone."""
     encoder, ids = subject.fitted(), some_ids(subject.schema)
@@ -298,7 +308,7 @@ def _reordered(encoded: Encoded, index: Tensor) -> Encoded:
 def always(encoder: Encoder) -> Iterator[Any]:
     """The unconditional checks, in the order in which a fault is best read; of scores alone, where the encoder has any."""
     yield from (check_claims, check_config, check_shapes, check_declared_fields, check_declared_user, check_empty_history)
-    yield from (check_repeatable, check_modes, check_padding, check_row_order, check_batch_size)
+    yield from (check_repeatable, check_modes, check_padding, check_row_order, check_batch_size, check_newest)
     if has_scores(encoder):
         yield check_chunks
     yield from (check_long_history, check_input_kept, check_state_dict)

@@ -29,7 +29,7 @@ from userec.encoder.blocks.heads import Heads
 from userec.encoder.contract import Build, Encoder
 from userec.errors import UserError
 from userec.schema import UNKNOWN
-from userec_transformer.block import start_small
+from userec_transformer.block import attend_newest, start_small, through
 
 
 class BERT4RecConfig(Config):
@@ -65,7 +65,15 @@ class BothWays(nn.Module):
         q, k, v = self.project(x).unflatten(1, (3, self.config.heads, -1)).unbind(1)  # 3 x [S, H, D / H]
         dropout = self.config.attention_dropout if self.training else 0.0
         attended = self.attend(q, k, v, offsets, max_len=max_len, causal=False, dropout_p=dropout).flatten(1)  # [S, D]
-        x = self.norm_attention(x + self.drop(self.merge(attended)))
+        return self._fed(x + self.drop(self.merge(attended)))
+
+    def newest(self, x: Tensor, offsets: Tensor, max_len: int) -> Tensor:
+        """What `forward` makes of each user's last slot, [B, D], without the others; see `Block.newest`."""
+        attended = attend_newest(self.project, self.config.heads, x, offsets, max_len)
+        return self._fed(x[offsets[1:] - 1] + self.drop(self.merge(attended)))
+
+    def _fed(self, x: Tensor) -> Tensor:
+        x = self.norm_attention(x)
         return self.norm_feed(x + self.drop(self.narrow(F.gelu(self.widen(x)))))
 
 
@@ -125,7 +133,12 @@ class BERT4Rec(Encoder):
         item = F.pad(history.events["item"], (0, 1)).masked_fill(place == lengths[:, None], UNKNOWN)  # [B, L + 1]
         there = (place >= start[:, None]) & (place <= lengths[:, None])
         offsets = F.pad(there.sum(1).cumsum(0), (1, 0))  # [B + 1]
-        slots = self._packed(pack(item, there), pack(place - start[:, None], there), offsets, min(length, self.config.window) + 1)
+        x = self.items(pack(item, there)) + F.embedding(pack(place - start[:, None], there), self.positions)
+        x = self.drop(self.norm(x))
+        slots = through(self.blocks, x, offsets, min(length, self.config.window) + 1, history.newest)
+        if history.newest:  # one slot a row, behind all of its events
+            cache = {"slots": slots, "first": torch.arange(len(slots), device=slots.device), "start": lengths}
+            return Encoded(history, slots.new_zeros(*history.mask.shape, slots.shape[1]), slots, cache=cache)
         tokens = unpack(slots, there)[:, :length].masked_fill(~history.mask[..., None], 0)
         cache = {"slots": slots, "first": offsets[:-1], "start": start}
         return Encoded(history, tokens, slots[offsets[1:] - 1], cache=cache)
@@ -144,10 +157,3 @@ class BERT4Rec(Encoder):
         if ids is None:
             return table.all(), bias
         return table(ids), None if bias is None else bias[ids]
-
-    def _packed(self, item: Tensor, place: Tensor, offsets: Tensor, max_len: int) -> Tensor:
-        """item, place [S] -> [S, D]."""
-        x = self.drop(self.norm(self.items(item) + F.embedding(place, self.positions)))
-        for block in self.blocks:
-            x = block(x, offsets, max_len)
-        return x

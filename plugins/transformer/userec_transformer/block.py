@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
+import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from userec.encoder.blocks.dropout import Dropout
+from userec.kernel.jagged import pad
 
 
 class Block(nn.Module):
@@ -38,8 +40,41 @@ class Block(nn.Module):
         q, k, v = self.project(self.norm_attention(x)).unflatten(1, (3, self.heads, -1)).unbind(1)  # 3 x [S, H, D / H]
         dropout = self.attention_dropout if self.training else 0.0
         attended = self.attend(q, k, v, offsets, max_len=max_len, causal=True, dropout_p=dropout).flatten(1)  # [S, D]
-        x = x + self.drop(self.merge(attended))
+        return self._fed(x + self.drop(self.merge(attended)))
+
+    def newest(self, x: Tensor, offsets: Tensor, max_len: int) -> Tensor:
+        """What `forward` makes of each user's last event, [B, D], without the others; nobody is without events. For evaluation:
+        no attention weight is dropped."""
+        last = offsets[1:] - 1
+        attended = attend_newest(self.project, self.heads, self.norm_attention(x), offsets, max_len)
+        return self._fed(x[last] + self.drop(self.merge(attended)))
+
+    def _fed(self, x: Tensor) -> Tensor:
         return x + self.drop(self.narrow(self.drop(self.activation(self.widen(self.norm_feed(x))))))
+
+
+def attend_newest(project: nn.Linear, heads: int, x: Tensor, offsets: Tensor, max_len: int) -> Tensor:
+    """Attention of each user's last event to all of his, x [S, D] -> [B, D]; nobody is without events.
+
+    `project` makes [queries; keys; values] of an event; queries are made of the last ones alone."""
+    dim = x.shape[1]
+    (ask, tell), (ask_bias, tell_bias) = (parameter.split([dim, 2 * dim]) for parameter in (project.weight, project.bias))
+    q = F.linear(x[offsets[1:] - 1], ask, ask_bias).unflatten(1, (heads, 1, -1))  # [B, H, 1, D / H]
+    told = pad(F.linear(x, tell, tell_bias), offsets, max_len).unflatten(2, (2, heads, -1))  # [B, L, 2, H, D / H]
+    k, v = told.permute(2, 0, 3, 1, 4)  # 2 x [B, H, L, D / H]
+    seen = torch.arange(max_len, device=x.device) < offsets.diff()[:, None]  # [B, L]
+    return F.scaled_dot_product_attention(q, k, v, seen[:, None, None]).flatten(1)
+
+
+def through(blocks: nn.ModuleList, x: Tensor, offsets: Tensor, max_len: int, newest: bool) -> Tensor:
+    """Events x [S, D] through all blocks -> [S, D]; of each user who has events the `newest` alone, in order, where so asked."""
+    *lower, top = blocks
+    for block in lower if newest else blocks:
+        x = block(x, offsets, max_len)
+    if not newest:
+        return x
+    offsets = offsets[F.pad(offsets.diff() > 0, (1, 0), value=True)]
+    return top.newest(x, offsets, max_len) if len(x) else x
 
 
 def start_small(module: nn.Module, std: float = 0.02) -> None:

@@ -33,7 +33,7 @@ from userec.encoder.blocks.dropout import Dropout
 from userec.encoder.blocks.heads import Heads
 from userec.encoder.contract import Build, Encoder
 from userec.errors import UserError
-from userec_transformer.block import Block, start_small
+from userec_transformer.block import Block, start_small, through
 
 HOUR: Final = 3600
 DAY: Final = 24 * HOUR
@@ -179,10 +179,8 @@ class PinnerFormer(Encoder):
         seen = history.mask & (back < window)
         offsets = F.pad(seen.sum(1).cumsum(0), (1, 0))  # [B + 1]
         x = self.enter(torch.cat(self._told(history, seen), 1)) + F.embedding(pack(back, seen), self.positions)  # [S, H]
-        x = self.drop(x)
-        for block in self.blocks:
-            x = block(x, offsets, min(length, window))
-        tokens = unpack(_unit(self.user_tower(self.norm(x))), seen)
+        x = through(self.blocks, self.drop(x), offsets, min(length, window), history.newest)
+        tokens = unpack(_unit(self.user_tower(self.norm(x))), back == 0 if history.newest else seen)
         return Encoded(history, tokens, gather_positions(tokens, history.last[:, None])[:, 0])
 
     def queries(self, encoded: Encoded, query: Query) -> Tensor:

@@ -27,7 +27,7 @@ from userec.encoder.blocks.dropout import Dropout
 from userec.encoder.blocks.heads import Heads
 from userec.encoder.contract import Build, Encoder
 from userec.errors import UserError
-from userec_transformer.block import Block, start_small
+from userec_transformer.block import Block, start_small, through
 
 
 class SASRecConfig(Config):
@@ -96,21 +96,16 @@ class SASRec(Encoder):
         """Of rows longer than `window` the last `window` events are encoded; other tokens are zero."""
         item, window = history.events["item"], len(self.positions)
         start = (history.lengths - window).clamp(min=0)  # [B]
-        place = torch.arange(item.shape[1], device=item.device) - start[:, None]  # [B, L] position in the window
+        event = torch.arange(item.shape[1], device=item.device)
+        place = event - start[:, None]  # [B, L] position in the window
         seen = history.mask & (place >= 0)
         offsets = F.pad(seen.sum(1).cumsum(0), (1, 0))  # [B + 1]
-        packed = self._packed(pack(item, seen), pack(place, seen), offsets, min(item.shape[1], window))
-        tokens = unpack(packed, seen)
+        x = self.drop(self.items(pack(item, seen)) * math.sqrt(self.dim) + F.embedding(pack(place, seen), self.positions))
+        x = self.norm(through(self.blocks, x, offsets, min(item.shape[1], window), history.newest))
+        tokens = unpack(x, event == history.last[:, None] if history.newest else seen)
         return Encoded(history, tokens, gather_positions(tokens, history.last[:, None])[:, 0])
 
     def candidates(self, tasks: tuple[str, ...], ids: Tensor | None = None) -> tuple[Tensor, Tensor | None]:
         """The item embeddings themselves, or the classes of a label task."""
         table = self.labels.table_of(tasks, self.items)
         return (table.all() if ids is None else table(ids)), None
-
-    def _packed(self, item: Tensor, place: Tensor, offsets: Tensor, max_len: int) -> Tensor:
-        """item, place [S] -> [S, D]."""
-        x = self.drop(self.items(item) * math.sqrt(self.dim) + F.embedding(place, self.positions))
-        for block in self.blocks:
-            x = block(x, offsets, max_len)
-        return self.norm(x)
