@@ -54,10 +54,14 @@ class Run:
         return str(self.report["dataset"]["target_hash"]), row["definition"] if row else ""
 
     @property
+    def row(self) -> str:
+        """The file's name without the seed."""
+        return re.sub(r"-seed\d+$", "", self.stem)
+
+    @property
     def name(self) -> str:
         """The model and, where the file's name has one, its setting."""
-        stem = re.sub(r"-seed\d+$", "", self.stem)
-        name, named = re.subn(rf"-{re.escape(self.dataset)}(?=-|$)", "", stem, count=1)
+        name, named = re.subn(rf"-{re.escape(self.dataset)}(?=-|$)", "", self.row, count=1)
         return name if named else self.encoder
 
     @property
@@ -106,7 +110,8 @@ PROTOCOLS: Final = (
 READING: Final = """\
 The whole catalogue is ranked. A value is the mean over the seeds; of several, the least and the greatest stand in round brackets.
 Square brackets: the 95 % bootstrap interval over users, its bounds averaged over the seeds (all seeds have the same users, so
-more seeds do not narrow it). `n=1` marks a single seed. Times are medians over the runs that had the machine to themselves.
+more seeds do not narrow it). `n=1` marks a single seed. Times are medians over the runs that had the machine to themselves; with
+`~`, epochs times what an epoch of the same command took alone (`python benchmarks/pace.py`). Neither counts validation.
 """
 
 
@@ -177,14 +182,17 @@ def spread(group: list[Run], metric: str) -> str:
     return f"{mean(values):.4f}{between}" + (f" [{mean(low):.4f}, {mean(high):.4f}]" if low and high else "")
 
 
-def costs(group: list[Run]) -> tuple[str, str, str]:
-    """Training seconds and targets a second, `-` where every run had company, and epochs."""
+def costs(group: list[Run], paces: dict[str, Any]) -> tuple[str, str, str]:
+    """Training seconds and targets a second, of an epoch's pace where every run had company, else `-`; and epochs."""
     alone = [run.report["timing"] for run in group if "beside" not in run.kept]
     seconds, speed = ([timing[key] for timing in alone if timing.get(key)] for key in ("train_s", "targets_per_s"))
     epochs = [run.report["timing"]["epochs"] for run in group]
+    if not alone and (pace := paces.get(group[0].row)):
+        shown = f"~{median(epochs) * pace['epoch_s']:,.0f}", f"~{pace['targets_per_s']:,.0f}"
+    else:
+        shown = f"{median(seconds):,.0f}" if seconds else "-", f"{median(speed):,.0f}" if speed else "-"
     return (
-        f"{median(seconds):,.0f}" if seconds else "-",
-        f"{median(speed):,.0f}" if speed else "-",
+        *shown,
         f"{median(epochs):g}" if len(set(epochs)) == 1 else f"{min(epochs)} to {max(epochs)}",
     )
 
@@ -312,7 +320,7 @@ def parted(groups: list[list[Run]]) -> list[str]:
     return lines
 
 
-def section(protocol: Protocol, runs: list[Run]) -> list[str]:
+def section(protocol: Protocol, runs: list[Run], paces: dict[str, Any]) -> list[str]:
     """A protocol's heading, and a table for all runs that compare; nothing where no run is of it."""
     lines = [f"## Ranking: {protocol.title}", "", protocol.says, ""]
     names = [metric.upper() for metric in protocol.metrics]
@@ -331,13 +339,13 @@ def section(protocol: Protocol, runs: list[Run]) -> list[str]:
             assert row is not None
             metrics = [spread(group, metric) for metric in protocol.metrics]
             popular = cell(find(first.report["baselines"], "ndcg@10"))
-            cells = (first.label, seeds, *metrics, popular, f"{row['n']:,}", ranked(row), *costs(group))
+            cells = (first.label, seeds, *metrics, popular, f"{row['n']:,}", ranked(row), *costs(group, paces))
             lines.append(f"| {' | '.join((*cells, *beside(first.name, first.dataset)))} |")
         lines += ["", *remarks(groups), *parted(groups)]
     return lines if tables else []
 
 
-def compared(runs: list[Run]) -> tuple[list[str], list[Run]]:
+def compared(runs: list[Run], paces: dict[str, Any]) -> tuple[list[str], list[Run]]:
     """All protocols' sections, and the runs that are of none; nor is one that ranked for nobody."""
     ranking = [run for run in runs if numbers([run], "ndcg@10")]
     by_protocol = {
@@ -345,5 +353,5 @@ def compared(runs: list[Run]) -> tuple[list[str], list[Run]]:
         for protocol in PROTOCOLS
     }
     taken = {run.stem for own in by_protocol.values() for run in own}
-    lines = [line for protocol, own in by_protocol.items() for line in section(protocol, own)]
+    lines = [line for protocol, own in by_protocol.items() for line in section(protocol, own, paces)]
     return ([READING, *lines] if lines else []), [run for run in runs if run.stem not in taken]

@@ -151,7 +151,8 @@ def kernels(kept: dict[str, Any]) -> list[str]:
 def page(results: Path = HERE / "results") -> str:
     """The whole page, of the result files in that folder."""
     runs = load(sorted(results.glob("*.json")))
-    by_protocol, rest = compared(runs)
+    paces = results / "pace.json"
+    by_protocol, rest = compared(runs, json.loads(paces.read_text(encoding="utf-8")) if paces.is_file() else {})
     lines = [HEAD, *by_protocol, *others(rest)]
     lines += [line for evaluator in SHOWN for line in judged(runs, evaluator)]
     lines += commands(runs)

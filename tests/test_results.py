@@ -18,7 +18,7 @@ HASH = "0123456789abcdef"
 @pytest.fixture(scope="module")
 def made():
     """The modules of benchmarks/ by name."""
-    names = ("measure", "peers", "published", "quality", "scaling", "tables")
+    names = ("measure", "pace", "peers", "published", "quality", "scaling", "tables")
     with pytest.MonkeyPatch.context() as patch:
         patch.syspath_prepend(str(ROOT / "benchmarks"))
         yield SimpleNamespace(**{name: importlib.import_module(name) for name in names})
@@ -156,6 +156,35 @@ def test_times_of_runs_that_had_company_do_not_count(page):
     assert rows["sasrec"][7] == "100"
     assert rows["hstu"][7:10] == ["-", "-", "60"]
     assert text.count("no times: two trainings at once") == 2
+
+
+def test_a_row_without_times_has_those_of_its_pace(page):
+    pace = {"epoch_s": 20.5, "targets_per_s": 5000.4, "commit": "c", "machine": "m"}
+    _, rows = page(
+        pace={"hstu-movielens-1m": pace, "sasrec-movielens-1m": pace},
+        sasrec_movielens_1m_seed1=result(0.18, seed=1, train_s=900),
+        hstu_movielens_1m_seed1=result(0.2, encoder="hstu", beside="two trainings at once"),
+        gru4rec_movielens_1m_seed1=result(0.2, encoder="gru4rec", beside="two trainings at once"),
+    )
+    assert rows["sasrec"][7] == "900"  # what was measured whole counts
+    assert rows["hstu"][7:10] == ["~1,230", "~5,000", "60"]
+    assert rows["gru4rec"][7] == "-"
+
+
+def test_the_pace_is_of_the_rows_own_command_shortened(made):
+    kept = result(0.2) | {"command": "userec run --model sasrec --seed 3 --set train.epochs=60"}
+    words = made.pace.words(made.quality.Run("sasrec-movielens-1m-seed3", kept), Path("/data"), "out")
+    assert words[:4] == ["--model", "sasrec", "--seed", "3"]
+    assert words[words.index("--data-dir") + 1] == "/data"
+    assert [word for word in words if word.startswith("train.epochs=")][-1] == "train.epochs=2"
+    once = made.quality.Run("markov", result(0.2, epochs=1))
+    assert "train.epochs=2" not in made.pace.words(once, Path("/data"), "out")  # who counts makes one
+
+
+def test_the_pace_is_asked_of_rows_with_a_protocol(made):
+    runs = [("sasrec-movielens-1m-seed1", {}), ("sasrec-movielens-1m-seed2", {"seed": 2}), ("din-taobao", {"dataset": "taobao"})]
+    found = made.pace.rows([made.quality.Run(stem, result(0.2, **said)) for stem, said in runs])
+    assert {row: run.stem for row, run in found.items()} == {"sasrec-movielens-1m": "sasrec-movielens-1m-seed1"}
 
 
 def test_what_was_asked_otherwise_stands_in_another_table(page):
