@@ -19,37 +19,31 @@ from typing import Any, Final
 
 sys.path.insert(0, str(Path(__file__).parent))
 from measure import HERE, RESULTS, alone, commit, machine
-from quality import PROTOCOLS, Run, load
+from published import NEEDS_GPU
+from quality import PROTOCOLS, load
 
 FILE: Final = "pace.json"
 EPOCHS: Final = 2
 
 
-def rows(runs: list[Run]) -> dict[str, Run]:
-    """{row: its first run} of those that stand in a protocol's table."""
+def rows(results: Path) -> dict[str, tuple[str, int]]:
+    """{row: (its command, epochs to measure)} of what stands in a protocol's table."""
     asked = {(protocol.dataset, protocol.split) for protocol in PROTOCOLS}
-    found: dict[str, Run] = {}
-    for run in runs:
+    found = {}
+    for run in load(sorted(results.glob("*.json"))):
         if (run.dataset, run.split) in asked:
-            found.setdefault(run.row, run)
-    return found
+            found.setdefault(run.row, (str(run.kept["command"]), min(EPOCHS, run.report["timing"]["epochs"])))
+    return {**{f"{name}-{dataset}": (command, 1) for (name, dataset), command in NEEDS_GPU.items()}, **found}
 
 
-def words(run: Run, data_dir: Path, out: str) -> list[str]:
-    """Its own command, shortened; what is said last counts."""
-    _, _, *said = shlex.split(run.kept["command"])
-    epochs = min(EPOCHS, run.report["timing"]["epochs"])
-    shorter = ["--set", f"train.epochs={epochs}", "--evaluator", "ranking"] if epochs > 1 else ["--evaluator", "ranking"]
-    return [*said, "--data-dir", str(data_dir), *shorter, "--out", out]
-
-
-def measured(run: Run, data_dir: Path) -> dict[str, Any]:
+def measured(command: str, epochs: int, data_dir: Path) -> dict[str, Any]:
     """Seconds an epoch, targets a second, where and of which code."""
     with tempfile.TemporaryDirectory() as folder:
-        out = str(Path(folder) / "run")
-        call = [sys.executable, "-m", "userec", "run", *words(run, data_dir.resolve(), out)]
-        subprocess.run(call, check=True, stdout=sys.stderr)
-        timing = json.loads((Path(out) / "report.json").read_text())["timing"]
+        out = Path(folder) / "run"
+        shorter = ["--data-dir", str(data_dir.resolve()), "--set", f"train.epochs={epochs}", "--evaluator", "ranking"]
+        said = shlex.split(command)[2:]  # without `userec run`; what is said last counts
+        subprocess.run([sys.executable, "-m", "userec", "run", *said, *shorter, "--out", str(out)], check=True, stdout=sys.stderr)
+        timing = json.loads((out / "report.json").read_text())["timing"]
     epoch_s = timing["train_s"] / timing["epochs"]
     return {"epoch_s": epoch_s, "targets_per_s": timing["targets_per_s"], "commit": commit(), "machine": machine()}
 
@@ -60,7 +54,7 @@ def main() -> None:
     parser.add_argument("row", nargs="*")
     parser.add_argument("--data-dir", type=Path, default=HERE.parent / "../shared/data")
     given = parser.parse_args()
-    known = rows(load(sorted(RESULTS.glob("*.json"))))
+    known = rows(RESULTS)
     for row in given.row:
         if row not in known:
             parser.error(f"no row {row!r}; known: {', '.join(known)}")
@@ -68,7 +62,7 @@ def main() -> None:
     kept = json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {}
     lock = alone()
     for row in given.row or [row for row in known if row not in kept]:
-        kept[row] = measured(known[row], given.data_dir)
+        kept[row] = measured(*known[row], given.data_dir)
         print(row, json.dumps(kept[row]))
         file.write_text(json.dumps(dict(sorted(kept.items())), indent=1) + "\n", encoding="utf-8")
     del lock

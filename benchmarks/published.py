@@ -125,5 +125,10 @@ SEEDS: Final[dict[tuple[str | None, str], int]] = {
 }
 """(row or None = every row, data set): how many seeds its mean wants; elsewhere one will do."""
 
+NEEDS_GPU: Final = {
+    ("hstu-large", "movielens-1m"): "userec run --model hstu_large --dataset movielens-1m --split leave_last --seed 1",
+}
+"""{(row, data set): command} of what is too large to be trained to its end on a CPU: only its throughput is measured."""
+
 NOTES: Final[dict[tuple[str, str], str]] = {}
 """(row, data set): a sentence on why its goal is missed, or on anything else that a reader must know."""

@@ -16,7 +16,7 @@ from pathlib import Path
 from statistics import mean, median
 from typing import Any, Final
 
-from published import BELOW, GOALS, INSTEAD, NOTES, OVER, PUBLISHED, SEEDS, Relative
+from published import BELOW, GOALS, INSTEAD, NEEDS_GPU, NOTES, OVER, PUBLISHED, SEEDS, Relative
 
 
 @dataclass(frozen=True)
@@ -320,6 +320,18 @@ def parted(groups: list[list[Run]]) -> list[str]:
     return lines
 
 
+def awaited(protocol: Protocol, known: list[str], paces: dict[str, Any]) -> list[str]:
+    """A row without quality for each model of the data set that nobody could train yet."""
+    lines = []
+    for name, dataset in NEEDS_GPU:
+        if dataset == protocol.dataset and name not in known:
+            pace = paces.get(f"{name}-{dataset}")
+            speed = f"~{pace['targets_per_s']:,.0f}" if pace else "-"
+            cells = (name, "-", "needs GPU", *["-"] * len(protocol.metrics), *["-"] * 3, speed, "-", *beside(name, dataset))
+            lines.append(f"| {' | '.join(cells)} |")
+    return lines
+
+
 def section(protocol: Protocol, runs: list[Run], paces: dict[str, Any]) -> list[str]:
     """A protocol's heading, and a table for all runs that compare; nothing where no run is of it."""
     lines = [f"## Ranking: {protocol.title}", "", protocol.says, ""]
@@ -341,7 +353,7 @@ def section(protocol: Protocol, runs: list[Run], paces: dict[str, Any]) -> list[
             popular = cell(find(first.report["baselines"], "ndcg@10"))
             cells = (first.label, seeds, *metrics, popular, f"{row['n']:,}", ranked(row), *costs(group, paces))
             lines.append(f"| {' | '.join((*cells, *beside(first.name, first.dataset)))} |")
-        lines += ["", *remarks(groups), *parted(groups)]
+        lines += [*awaited(protocol, [group[0].name for group in groups], paces), "", *remarks(groups), *parted(groups)]
     return lines if tables else []
 
 

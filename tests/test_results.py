@@ -171,20 +171,48 @@ def test_a_row_without_times_has_those_of_its_pace(page):
     assert rows["gru4rec"][7] == "-"
 
 
-def test_the_pace_is_of_the_rows_own_command_shortened(made):
-    kept = result(0.2) | {"command": "userec run --model sasrec --seed 3 --set train.epochs=60"}
-    words = made.pace.words(made.quality.Run("sasrec-movielens-1m-seed3", kept), Path("/data"), "out")
-    assert words[:4] == ["--model", "sasrec", "--seed", "3"]
-    assert words[words.index("--data-dir") + 1] == "/data"
-    assert [word for word in words if word.startswith("train.epochs=")][-1] == "train.epochs=2"
-    once = made.quality.Run("markov", result(0.2, epochs=1))
-    assert "train.epochs=2" not in made.pace.words(once, Path("/data"), "out")  # who counts makes one
+def test_the_pace_is_asked_of_rows_with_a_protocol_and_of_what_needs_a_gpu(made, tmp_path):
+    runs = {"sasrec-movielens-1m-seed1": {}, "sasrec-movielens-1m-seed2": {"seed": 2}, "din-taobao": {"dataset": "taobao"}}
+    for stem, said in runs.items():
+        (tmp_path / f"{stem}.json").write_text(json.dumps(result(0.2, **said)))
+    (tmp_path / "markov-beauty-seed1.json").write_text(json.dumps(result(0.2, 1, "markov", "beauty", epochs=1)))
+    found = made.pace.rows(tmp_path)
+    assert found.pop("sasrec-movielens-1m") == ("userec run --model sasrec", 2)
+    assert found.pop("markov-beauty") == ("userec run --model markov", 1)  # who counts makes one epoch
+    assert {row: epochs for row, (_, epochs) in found.items()} == {"hstu-large-movielens-1m": 1}
 
 
-def test_the_pace_is_asked_of_rows_with_a_protocol(made):
-    runs = [("sasrec-movielens-1m-seed1", {}), ("sasrec-movielens-1m-seed2", {"seed": 2}), ("din-taobao", {"dataset": "taobao"})]
-    found = made.pace.rows([made.quality.Run(stem, result(0.2, **said)) for stem, said in runs])
-    assert {row: run.stem for row, run in found.items()} == {"sasrec-movielens-1m": "sasrec-movielens-1m-seed1"}
+def test_the_pace_is_of_the_rows_own_command_shortened(made, monkeypatch):
+    calls = []
+
+    def run(call, **_):
+        calls.append(call)
+        out = Path(call[call.index("--out") + 1])
+        out.mkdir()
+        timing = {"train_s": 30.0, "epochs": 2, "targets_per_s": 7.0}
+        (out / "report.json").write_text(json.dumps({"timing": timing}))
+
+    monkeypatch.setattr(made.pace.subprocess, "run", run)
+    monkeypatch.setattr(made.pace, "commit", lambda: "c")
+    found = made.pace.measured("userec run --model sasrec --set train.epochs=60 --seed 3", 2, Path("/data"))
+    assert found["epoch_s"] == 15
+    words = calls[0][3:]
+    assert words[:4] == ["run", "--model", "sasrec", "--set"]
+    assert [word for word in words if word.startswith("train.epochs=")] == [
+        "train.epochs=60",
+        "train.epochs=2",
+    ]  # the last counts
+
+
+def test_what_needs_a_gpu_has_a_row_of_its_throughput_alone(page):
+    pace = {"epoch_s": 20.5, "targets_per_s": 5000.4, "commit": "c", "machine": "m"}
+    _, rows = page(pace={"hstu-large-movielens-1m": pace}, hstu_movielens_1m=result(0.2, encoder="hstu"))
+    assert len(rows["hstu-large"]) == len(rows["hstu"])
+    assert rows["hstu-large"][1:9] == ["-", "needs GPU", "-", "-", "-", "-", "-", "~5,000"]
+    assert "0.2164" in rows["hstu-large"][10]
+    _, rows = page(hstu_large_movielens_1m=result(0.2, encoder="hstu_large"))
+    assert rows["hstu-large (hstu_large)"][2].startswith("0.2000")
+    assert "hstu-large" not in rows
 
 
 def test_what_was_asked_otherwise_stands_in_another_table(page):
