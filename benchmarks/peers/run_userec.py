@@ -19,6 +19,7 @@ from protocol import (
     LAYERS,
     MASK,
     RATE,
+    TOP,
     WIDTH,
     Peaks,
     Watch,
@@ -54,6 +55,7 @@ def settings(given: Any) -> dict[str, Any]:
         encoder["attention_dropout"] = given.attention_dropout
         objective = {"name": "next_item"} if given.model == "sasrec" else {"name": "cloze", "mask": MASK}
     said = {"encoder": encoder, "objective": objective, "split": {"name": "leave_last"}, "seed": given.seed}
+    said["evaluator"] = {"ranking": {"ks": [TOP], "beyond": []}}  # the metrics of the peers, and intervals
     if given.targets:
         said["train"] = {
             "optimizer": "adam",

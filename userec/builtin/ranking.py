@@ -90,7 +90,7 @@ class Ranking(Evaluator):
             ids = scorer.targets.query.ids
             if ids is None:
                 raise ValueError("evaluation targets name the relevant ids")
-            seen = self._dropped(scorer, data, ids[:, 0])
+            seen = self._dropped(scorer, data)
             if self.config.candidates:
                 found.ranks.append(self._rank_sampled(scorer, ids[:, 0], seen))
             else:
@@ -119,18 +119,13 @@ class Ranking(Evaluator):
             **({} if users == "users" else {"users": users}),
         }
 
-    def _dropped(self, scorer: Scorer, data: Data, ids: Tensor) -> tuple[Tensor, Tensor]:
-        """(row [N], id [N]) of what is not ranked: real seen items that are no target of their row [B, P]."""
+    def _dropped(self, scorer: Scorer, data: Data) -> tuple[Tensor, Tensor]:
+        """(row [N], id [N]) of real seen items, which are not ranked; a target among them is judged all the same."""
         if not self._drops(data, scorer.task):
-            return ids.new_zeros(0), ids.new_zeros(0)
-        row, seen = (x.to(ids.device) for x in data.seen(scorer.batch))
-        if ids.shape[1] == 1:
-            relevant = seen == ids[row, 0]
-        else:
-            targets = torch.arange(len(ids), device=ids.device)[:, None] * scorer.size + ids  # [B, P]
-            relevant = torch.isin(row * scorer.size + seen, targets)
-        keep = (seen >= FIRST) & ~relevant
-        return row[keep], seen[keep]
+            return (torch.zeros(0, dtype=torch.int64, device=scorer.device),) * 2
+        row, seen = (x.to(scorer.device) for x in data.seen(scorer.batch))
+        real = seen >= FIRST
+        return (row, seen) if real.all() else (row[real], seen[real])
 
     def _rank(self, scorer: Scorer, ids: Tensor, seen: tuple[Tensor, Tensor]) -> tuple[Ranks, dict[int, np.ndarray]]:
         """One walk over the catalogue: counts for every target [B, P], and the top lists."""
@@ -141,13 +136,15 @@ class Ranking(Evaluator):
         for first, scores in scorer.chunks():  # [B, C]
             if tally is None:  # targets and rivals out of one product: what is equal is equal to the last bit
                 tally = Tally(ids, scores.gather(1, (ids - first).clamp(min=0)))
-            dropped = _inside(seen, first, scores.shape[1])
+            dropped, relevant = (_inside(cells, first, scores.shape[1], scorer.whole) for cells in (seen, targets))
             if tops:
+                own = scores[relevant]
                 scores[dropped] = -torch.inf
+                scores[relevant] = own
                 for top in tops.values():
                     top.add(scores, first)
             scores[dropped] = torch.nan
-            scores[_inside(targets, first, scores.shape[1])] = torch.nan
+            scores[relevant] = torch.nan
             tally.add(scores)
         if tally is None:
             raise ValueError("an empty catalogue cannot be ranked")
@@ -233,9 +230,11 @@ def _work(batch: Batch) -> int:
     return batch.history.mask.numel() + len(batch.history.mask)
 
 
-def _inside(cells: tuple[Tensor, Tensor], first: int, width: int) -> tuple[Tensor, Tensor]:
-    """(row [N], id [N]) -> (row, column) of those in the chunk of `width` ids from `first`."""
+def _inside(cells: tuple[Tensor, Tensor], first: int, width: int, whole: bool) -> tuple[Tensor, Tensor]:
+    """(row [N], id [N]) -> (row, column) of those in the chunk of `width` ids from `first`; all are where it is `whole`."""
     row, ids = cells
+    if whole:
+        return row, ids - first
     here = (ids >= first) & (ids < first + width)
     return row[here], ids[here] - first
 

@@ -56,14 +56,19 @@ class Block(nn.Module):
 def attend_newest(project: nn.Linear, heads: int, x: Tensor, offsets: Tensor, max_len: int) -> Tensor:
     """Attention of each user's last event to all of his, x [S, D] -> [B, D]; nobody is without events.
 
-    `project` makes [queries; keys; values] of an event; queries are made of the last ones alone."""
-    dim = x.shape[1]
-    (ask, tell), (ask_bias, tell_bias) = (parameter.split([dim, 2 * dim]) for parameter in (project.weight, project.bias))
+    `project` makes [queries; keys; values] of an event; queries are made of the last ones alone. A softmax does not see the
+    keys' bias, and the values' is added behind it."""
+    users, (ask, tell) = len(offsets) - 1, project.weight.split([x.shape[1], 2 * x.shape[1]])
+    ask_bias, _, value_bias = project.bias.chunk(3)
     q = F.linear(x[offsets[1:] - 1], ask, ask_bias).unflatten(1, (heads, 1, -1))  # [B, H, 1, D / H]
-    told = pad(F.linear(x, tell, tell_bias), offsets, max_len).unflatten(2, (2, heads, -1))  # [B, L, 2, H, D / H]
-    k, v = told.permute(2, 0, 3, 1, 4)  # 2 x [B, H, L, D / H]
-    seen = torch.arange(max_len, device=x.device) < offsets.diff()[:, None]  # [B, L]
-    return F.scaled_dot_product_attention(q, k, v, seen[:, None, None]).flatten(1)
+    told, seen = F.linear(x, tell), None
+    if len(x) == users * max_len:
+        told = told.unflatten(0, (users, max_len))
+    else:
+        told = pad(told, offsets, max_len)
+        seen = (torch.arange(max_len, device=x.device) < offsets.diff()[:, None])[:, None, None]  # [B, 1, 1, L]
+    k, v = told.unflatten(2, (2, heads, -1)).permute(2, 0, 3, 1, 4)  # 2 x [B, H, L, D / H]
+    return F.scaled_dot_product_attention(q, k, v, seen).flatten(1) + value_bias
 
 
 def through(blocks: nn.ModuleList, x: Tensor, offsets: Tensor, max_len: int, newest: bool) -> Tensor:
