@@ -91,7 +91,10 @@ class Encoder(nn.Module, Plugin, ABC):
 
     @abstractmethod
     def encode(self, history: History) -> Encoded:
-        """Events -> tokens [B, L, D], user [B, D] where EMBED_USER is offered."""
+        """Events -> tokens [B, L, D], user [B, D] where EMBED_USER is offered.
+
+        Where `history.newest` holds, tokens that a question after the last event does not need may be zero. Who reads all tokens
+        of an encoder nested in it unsets it first."""
 
     def queries(self, encoded: Encoded, query: Query) -> Tensor:
         """[B, Q, D]: the user as each question sees him; by default the token at `query.at`, zeros before any event."""
