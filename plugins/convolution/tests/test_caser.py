@@ -109,6 +109,19 @@ def test_the_order_of_items_counts() -> None:
     assert (one - other).abs().max() > 1e-3
 
 
+@pytest.mark.parametrize("carried", [False, True])
+def test_the_newest_event_alone_needs_its_window_alone(carried: bool) -> None:
+    encoder = caser(length=3)
+    seen = history(ROWS, 9)
+    if carried:
+        seen = dataclasses.replace(seen, state=encoder.encode(history([[12], [13, 14], [15, 16, 17], []], 3)).state)
+    whole, newest = encoder.encode(seen), encoder.encode(dataclasses.replace(seen, newest=True))
+    assert torch.allclose(newest.user, whole.user, rtol=0, atol=1e-12)
+    assert newest.tokens.abs().sum(-1).count_nonzero() == 3  # no other token, none that is wrong
+    for name, value in whole.state.items():
+        assert torch.allclose(newest.state[name].double(), value.double(), rtol=0, atol=1e-12)
+
+
 def test_event_by_event_equals_at_once() -> None:
     encoder = caser()
     whole, state = encoder.encode(history(ROWS, 9)), None

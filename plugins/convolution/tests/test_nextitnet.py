@@ -149,6 +149,22 @@ def test_layer_norms_are_trained_and_serve(block: str) -> None:
             parameter -= 0.1
 
 
+@pytest.mark.parametrize("carried", [False, True])
+@pytest.mark.parametrize("block", BLOCKS)
+def test_the_newest_event_alone_needs_its_receptive_field_alone(block: str, carried: bool) -> None:
+    encoder = nextitnet(block=block, dilations=(1, 2) if block == "one" else (1,), kernel=2)
+    assert encoder.receptive_field == 4  # of a row of nine
+    seen = history(ROWS, 9)
+    if carried:
+        seen = dataclasses.replace(seen, state=encoder.encode(history([[12], [13, 14], [15, 16, 17], []], 3)).state)
+    whole, newest = encoder.encode(seen), encoder.encode(dataclasses.replace(seen, newest=True))
+    assert torch.allclose(newest.user, whole.user, rtol=0, atol=1e-12)
+    assert torch.allclose(newest.tokens[[0, 1, 3], [8, 2, 0]], whole.tokens[[0, 1, 3], [8, 2, 0]], rtol=0, atol=1e-12)
+    assert newest.tokens.abs().sum(-1).count_nonzero() == 3  # no other token, none that is wrong
+    for name, value in whole.state.items():
+        assert torch.allclose(newest.state[name], value, rtol=0, atol=1e-12)
+
+
 @pytest.mark.parametrize("block", BLOCKS)
 def test_event_by_event_equals_at_once(block: str) -> None:
     encoder = nextitnet(block=block, dilations=(1, 3))

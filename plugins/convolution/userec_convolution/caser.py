@@ -137,16 +137,20 @@ class Caser(Encoder):
         self.labels.begin(tasks)
 
     def encode(self, history: History) -> Encoded:
-        """Each row is led by the L - 1 items before it, so that no window reaches into the row before."""
+        """Each row is led by the L - 1 items before it, so that no window reaches into the row before. Under `newest` the last L
+        items alone are read."""
         item, lead = history.events["item"], self.config.length - 1
         past = item.new_zeros(len(item), lead) if history.state is None else history.state["items"].long()  # [B, L - 1]
         led = torch.cat([past, item], 1)  # [B, L - 1 + L']
-        mask = F.pad(history.mask, (lead, 0), value=True)
+        mask, told = F.pad(history.mask, (lead, 0), value=True), history.mask
+        if history.newest:
+            place = torch.arange(led.shape[1], device=item.device)
+            mask, told = mask & (place >= history.lengths[:, None] - 1), place[: item.shape[1]] == history.last[:, None]
         found = self.filters(self.items(pack(led, mask)))
-        z = unpack(F.relu(self.join(self.drop(found))), mask)[:, lead:] * history.mask.unsqueeze(-1)  # [B, L', d]
+        z = unpack(F.relu(self.join(self.drop(found))), mask)[:, lead:] * told.unsqueeze(-1)  # [B, L', d]
         if self.config.user:
             user = torch.where(history.user < self.known, history.user, UNKNOWN)  # [B]
-            z = torch.cat([z, self.users(user).unsqueeze(1) * history.mask.unsqueeze(-1)], -1)
+            z = torch.cat([z, self.users(user).unsqueeze(1) * told.unsqueeze(-1)], -1)
         encoded = Encoded(history, z)
         user = self.queries(encoded, Query(history.last[:, None]))[:, 0]
         newest = led.gather(1, history.lengths[:, None] + torch.arange(lead, device=item.device))

@@ -196,11 +196,14 @@ class NextItNet(Encoder):
         self.labels.begin(tasks)
 
     def encode(self, history: History) -> Encoded:
-        """The user of a row without events is what its state left, zeros where it has none."""
-        mask, item = history.mask, history.events["item"]
-        place = torch.arange(item.shape[1], device=item.device).expand_as(item)
+        """The user of a row without events is what its state left, zeros where it has none. Under `newest` the receptive
+        field alone is read."""
+        item, event = history.events["item"], torch.arange(history.mask.shape[1], device=history.mask.device)
+        start = (history.lengths - self.receptive_field).clamp(min=0)[:, None] if history.newest else 0
+        place = (event - start).expand_as(item)
+        mask = history.mask & (place >= 0)
         row = torch.arange(len(item), device=item.device)[:, None].expand_as(item)
-        packed = Packed(pack(row, mask), pack(place, mask), F.pad(history.lengths.cumsum(0), (1, 0)))
+        packed = Packed(pack(row, mask), pack(place, mask), F.pad(mask.sum(1).cumsum(0), (1, 0)))
         x = self.drop(self.items(pack(item, mask)))  # [S, D]
         pasts = self._pasts(history)
         news: list[Tensor] = []
@@ -208,7 +211,8 @@ class NextItNet(Encoder):
             count = len(block.layers)  # type: ignore[arg-type]
             x, new = block(x, packed, pasts[len(news) : len(news) + count])
             news += new
-        encoded = Encoded(history, unpack(F.relu(x), mask))
+        tokens = unpack(F.relu(x), mask)
+        encoded = Encoded(history, tokens * (event == history.last[:, None]).unsqueeze(-1) if history.newest else tokens)
         user = self.queries(encoded, Query(history.last[:, None]))[:, 0]
         return replace(encoded, user=user, state={"inputs": torch.cat(news, 1), "user": user})
 
