@@ -158,6 +158,8 @@ class Session:
         if objective is not None:
             objective.begin_task(encoder, *stages[0])  # what it hides may depend on the task
         check(encoder, objective, self.coded.schema, build, self.host.describe)
+        if experiment.batch.carry is not None:
+            self._check_carry(encoder, objective, experiment.batch.carry, task.name)
         if reasons := [reason for tasks, _ in stages for reason in encoder.refuses(tasks)]:
             raise UserError("\n".join(dict.fromkeys(reasons)))
         trained = tuple(dict.fromkeys(task for group, _ in stages for task in group if has_scores(encoder)))
@@ -218,7 +220,6 @@ class Session:
         reads = encoder.reads if objective is None else encoder.reads | objective.reads
         told: dict[str, Any] = {"task": tasks[0], "fields": reads, "seed": model.experiment.seed, "config": config}
         if config.carry is not None:
-            self._check_carry(encoder, objective, config.carry, tasks[0])
             return StreamLoader(self.coded, self.division, carry=config.carry, **told)
         ahead = 0 if objective is None else objective.ahead
         whole = objective is None or objective.windows or Can.ANY_POSITION in encoder.offers
