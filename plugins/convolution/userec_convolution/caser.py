@@ -163,6 +163,4 @@ class Caser(Encoder):
 
     def candidates(self, tasks: tuple[str, ...], ids: Tensor | None = None) -> tuple[Tensor, Tensor | None]:
         """The output table with its bias, or the classes of a label task."""
-        table = self.labels.table_of(tasks, self.output)
-        weight, bias = table.all() if ids is None else table(ids), self.bias if table is self.output else None
-        return weight, bias if bias is None or ids is None else bias[ids]
+        return self.labels.candidates(tasks, self.output, ids, self.bias)

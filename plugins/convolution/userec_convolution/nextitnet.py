@@ -223,11 +223,9 @@ class NextItNet(Encoder):
 
     def candidates(self, tasks: tuple[str, ...], ids: Tensor | None = None) -> tuple[Tensor, Tensor | None]:
         """The output table with its bias, the input embeddings where they are shared, or the classes of a label task."""
-        items = self.items if self.config.shared else self.output
-        table = self.labels.table_of(tasks, items)
-        bias = None if self.config.shared or table is not items else self.bias
-        weight = table.all() if ids is None else table(ids)
-        return weight, bias if bias is None or ids is None else bias[ids]
+        if self.config.shared:
+            return self.labels.candidates(tasks, self.items, ids)
+        return self.labels.candidates(tasks, self.output, ids, self.bias)
 
     def _pasts(self, history: History) -> Sequence[Tensor | None]:
         """For each layer what stood before the rows: [B, reach, C]; None where nothing did."""

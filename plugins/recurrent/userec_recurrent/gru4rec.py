@@ -137,9 +137,4 @@ class GRU4Rec(Encoder):
 
     def candidates(self, tasks: tuple[str, ...], ids: Tensor | None = None) -> tuple[Tensor, Tensor | None]:
         """The output embeddings and biases of items, or the classes of a label task, without bias."""
-        items = self.items if self.outputs is None else self.outputs
-        table = self.labels.table_of(tasks, items)
-        bias = self.bias if table is items else None
-        if ids is None:
-            return table.all(), bias
-        return table(ids), None if bias is None else bias[ids]
+        return self.labels.candidates(tasks, self.items if self.outputs is None else self.outputs, ids, self.bias)

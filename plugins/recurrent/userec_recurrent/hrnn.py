@@ -181,11 +181,7 @@ class HRNN(Encoder):
 
     def candidates(self, tasks: tuple[str, ...], ids: Tensor | None = None) -> tuple[Tensor, Tensor | None]:
         """The items' embeddings and biases, or the classes of a label task, without bias."""
-        table = self.labels.table_of(tasks, self.items)
-        bias = self.bias if table is self.items else None
-        if ids is None:
-            return table.all(), bias
-        return table(ids), None if bias is None else bias[ids]
+        return self.labels.candidates(tasks, self.items, ids, self.bias)
 
     def _unseen(self, like: Tensor, rows: int) -> Mapping[str, Tensor]:
         """The state of users never seen."""

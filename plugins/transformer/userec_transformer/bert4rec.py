@@ -152,8 +152,4 @@ class BERT4Rec(Encoder):
 
     def candidates(self, tasks: tuple[str, ...], ids: Tensor | None = None) -> tuple[Tensor, Tensor | None]:
         """The item embeddings themselves with a bias each, or the classes of a label task."""
-        table = self.labels.table_of(tasks, self.items)
-        bias = self.bias if table is self.items else None
-        if ids is None:
-            return table.all(), bias
-        return table(ids), None if bias is None else bias[ids]
+        return self.labels.candidates(tasks, self.items, ids, self.bias)

@@ -107,5 +107,4 @@ class SASRec(Encoder):
 
     def candidates(self, tasks: tuple[str, ...], ids: Tensor | None = None) -> tuple[Tensor, Tensor | None]:
         """The item embeddings themselves, or the classes of a label task."""
-        table = self.labels.table_of(tasks, self.items)
-        return (table.all() if ids is None else table(ids)), None
+        return self.labels.candidates(tasks, self.items, ids)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from torch import nn
+from torch import Tensor, nn
 
 from userec.encoder.contract import Build, Table
 
@@ -26,6 +26,17 @@ class Heads(nn.Module):
         """The table of the space that the tasks share; `items` where that is the items' or nothing was asked."""
         space = self.spaces[tasks[0]] if tasks else "item"
         return items if space == "item" else self.tables[_key(space)]  # type: ignore[return-value]
+
+    def candidates(
+        self, tasks: tuple[str, ...], items: Table, ids: Tensor | None = None, bias: Tensor | None = None
+    ) -> tuple[Tensor, Tensor | None]:
+        """`Encoder.candidates` of a model that scores by a table: `items` with their `bias` [n], or a label task's classes, which
+        have none."""
+        table = self.table_of(tasks, items)
+        own = bias if table is items else None
+        if ids is None:
+            return table.all(), own
+        return table(ids), None if own is None else own[ids]
 
 
 def _key(space: str) -> str:
