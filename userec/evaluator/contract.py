@@ -82,7 +82,9 @@ class Data(Protocol):
         `targets.labels` [B, 1, P, 1] is 1 there, NaN at padding. `users` = only a fixed seeded sample of that many.
 
         Of a `click` or `rating` task the ids are all that a label judges, and `targets.labels` is its value: right (1) or wrong
-        (0), or the rating. `split` may be `train` for a task that reads labels: what a probe is fitted on."""
+        (0), or the rating. `split` may be `train` for a task that reads labels: what a probe is fitted on.
+
+        Histories are `newest`, here and in `pieces`: an evaluator that reads other tokens than the last unsets it first."""
         ...
 
     def pieces(self, split: Split, back: int, *, events: int, shots: int = 1, gap: int = 0) -> Iterator[Batch]:
