@@ -158,7 +158,7 @@ class Coded:
 def code(dataset: Dataset) -> Coded:
     """Read a data set's tables and code them. Raises UserError where a table lacks a column, a value or every row."""
     tables = _read(dataset)
-    pa.default_memory_pool().release_unused()  # what parsing took, some four times the file
+    pa.default_memory_pool().release_unused()  # what parsing took, which Arrow keeps
     fields = {str(name): _field(dataset, column) for table in tables.all for name, column in table.items() if name != "split"}
     vocabulary = _vocabularies(tables, fields)
     events, split = _events(tables.events, fields, vocabulary)

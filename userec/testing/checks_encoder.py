@@ -109,6 +109,9 @@ def check_newest(subject: Subject) -> None:
         less, again = scored(encoder, replace(history, newest=True), ids)
         same(subject.name, "scores change when only the newest event is asked after", again, scores, "newest event misread")
         _same_user(subject.name, "when only the newest event is asked after", less, encoded, "newest event misread")
+        for name, value in (encoded.state or {}).items():
+            what = f"state {name!r} changes when only the newest event is asked after"
+            same(subject.name, what, (less.state or {})[name], value, "newest event misread")
 
 
 def check_empty_history(subject: Subject) -> None:
