@@ -93,7 +93,7 @@ class GRU4Rec(Encoder):
             "validate_every": 2,
             "patience": 5,
         },
-        "batch": {"rows": 512, "tokens": 6144, "windows": "all"},
+        "batch": {"rows": 512, "tokens": 6144, "windows": "all", "eval_tokens": 65_536},
     }
 
     def __init__(self, config: GRU4RecConfig, build: Build) -> None:

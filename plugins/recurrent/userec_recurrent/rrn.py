@@ -167,7 +167,7 @@ class RRN(Encoder):
             "label": {"name": "labelled"},
         },
         "train": {"optimizer": "adam", "lr": 1e-3, "epochs": 100, "patience": 8},
-        "batch": {"rows": 256, "tokens": 12800},
+        "batch": {"rows": 256, "tokens": 12800, "eval_tokens": 65_536},
     }
 
     config: RRNConfig
