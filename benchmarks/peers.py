@@ -159,13 +159,15 @@ def timed(warm: int, steps: int, given: argparse.Namespace) -> list[str]:
     return ["--warm", str(warm), "--steps", str(min(steps, given.steps or steps))]
 
 
-def trials(model: str, length: int, given: argparse.Namespace) -> dict[int, float]:
-    """{users a batch: trained targets a second, the better of the trials} of RecTools."""
-    found = dict.fromkeys(ROWS[length], 0.0)
+def trials(model: str, length: int, given: argparse.Namespace) -> dict[int, Kept]:
+    """{users a batch: trained targets a second and peak memory, of the quicker trial} of RecTools."""
+    found: dict[int, Kept] = {}
     for _ in range(TRIALS):
         for rows, batches in ROWS[length].items():
             words = [*timed(*batches, given), "--rows", str(rows), "--no-evaluation"]
-            found[rows] = max(found[rows], run("rectools", model, length, given, *words)["targets_per_s"])
+            trial = run("rectools", model, length, given, *words)
+            if rows not in found or trial["targets_per_s"] > found[rows]["targets_per_s"]:
+                found[rows] = {name: trial[name] for name in ("targets_per_s", "peak_mb")}
     return found
 
 
@@ -176,7 +178,7 @@ def races(given: argparse.Namespace) -> Iterable[Kept]:
             words = {name: timed(*each[length], given) for name, each in BATCHES.items()}
             tried = trials(model, length, given) if "rectools" in SYSTEMS[model] else {}
             if tried:
-                best = max(tried, key=lambda rows: tried[rows])
+                best = max(tried, key=lambda rows: tried[rows]["targets_per_s"])
                 words["rectools"] = [*timed(*ROWS[length][best], given), "--rows", str(best)]
             runs: dict[str, list[Kept]] = {system: [] for system in SYSTEMS[model]}
             for turn in range(given.turns):
@@ -250,10 +252,10 @@ def sizes_tried(kept: Kept) -> str:
     """What RecTools' batch sizes came to before the race."""
     found = []
     for race in kept["races"]:
-        speeds = ", ".join(f"{speed:,.0f} at {rows}" for rows, speed in race["tried"].items())
-        found += [f"`{race['model']}`, {race['length']}: {speeds}"] if speeds else []
-    about = "RecTools races at the users a batch that train most targets a second; those tried before the race"
-    return f"{about}: {'; '.join(found)}. Its memory is of that batch." if found else ""
+        told = (f"{each['targets_per_s']:,.0f} ({each['peak_mb']:,.0f} MB) at {rows}" for rows, each in race["tried"].items())
+        found += [f"`{race['model']}`, {race['length']}: {', '.join(told)}"] if race["tried"] else []
+    about = "RecTools races at the users a batch that train most targets a second, and its memory is of that batch; tried before"
+    return f"{about} the race, training alone: {'; '.join(found)}." if found else ""
 
 
 def quality_table(kept: Kept) -> list[str]:

@@ -30,7 +30,8 @@ def race(model, length, **systems):
     made = {name: {**figures, **sizes, "versions": versions, **given} for name, given in systems.items()}
     for each in made.values():
         each["range"] = {name: [each[name] * 0.5, each[name] * 2] for name in figures}
-    tried = {32: 7e3, 128: 8e3} if "rectools" in systems else {}
+    sizes_tried = {32: {"targets_per_s": 7e3, "peak_mb": 1300.0}, 128: {"targets_per_s": 8e3, "peak_mb": 2050.0}}
+    tried = sizes_tried if "rectools" in systems else {}
     return {"model": model, "length": length, "epochs": 20, "tried": tried, "systems": made}
 
 
@@ -66,11 +67,11 @@ def test_rectools_races_at_the_better_batch_size(monkeypatch):
     def run(system, model, length, given, *words):
         calls.append((system, words))
         speed = speeds[words[words.index("--rows") + 1]] if "--rows" in words else 1.0
-        return {"system": system, "targets_per_s": speed}
+        return {"system": system, "targets_per_s": speed, "peak_mb": 100 * speed}
 
     monkeypatch.setattr(peers, "run", run)
     (found,) = peers.races(peers.read_words(["--model", "sasrec", "--length", "50", "--turns", "2", "--steps", "3"]))
-    assert found["tried"] == {128: 9.0, 512: 5.0}
+    assert found["tried"] == {rows: {"targets_per_s": speed, "peak_mb": 100 * speed} for rows, speed in ((128, 9.0), (512, 5.0))}
     raced = [words for system, words in calls if system == "rectools" and "--no-evaluation" not in words]
     assert raced == [("--warm", "2", "--steps", "3", "--rows", "128")] * 2
     assert ("recbole", ("--warm", "3", "--steps", "3")) in calls
@@ -113,7 +114,7 @@ def test_table_tells_times_better_and_goals():
     memory = "400 (200 to 800) | 900 (450 to 1,800) | 400 (200 to 800)"
     assert f"| `sasrec`, 200 | peak memory, MB | {memory} | 2.2 (goal 2) | 1.0 (goal 6) |" in page
     assert "| `sasrec`, 200 | a training batch | 128 users | 128 users | 128 users | | |" in page
-    assert "`sasrec`, 200: 7,000 at 32, 8,000 at 128. Its memory is of that batch. RecBole's atomic file" in page
+    assert "`sasrec`, 200: 7,000 (1,300 MB) at 32, 8,000 (2,050 MB) at 128. RecBole's atomic file" in page
     assert "in 1.5 s: not counted" in page
     assert "most of the ratio to it is that design" in page.lower()
 
