@@ -1,6 +1,7 @@
 """The arithmetic of `benchmarks/peers.py` and of its judge; the peers themselves run only where somebody measures."""
 
 import importlib.util
+import json
 import math
 import sys
 from pathlib import Path
@@ -24,7 +25,7 @@ peers, protocol = module("peers.py", "peers_driver"), module("peers/protocol.py"
 
 
 def race(model, length, **systems):
-    figures = {"targets_per_s": 0.0, "startup_s": 1.0, "ready_s": 2.0, "evaluate_s": 3.0, "peak_mb": 400.0}
+    figures = {"targets_per_s": 1.0, "startup_s": 1.0, "ready_s": 2.0, "evaluate_s": 3.0, "peak_mb": 400.0}
     sizes = {"batch": "128 users", "evaluate_batch": "256 users"}
     versions = {"userec": "0.1", "rectools": "0.19.0", "recbole": "1.2.1", "torch": "2.13"}
     made = {name: {**figures, **sizes, "versions": versions, **given} for name, given in systems.items()}
@@ -117,6 +118,23 @@ def test_table_tells_times_better_and_goals():
     assert "`sasrec`, 200: 7,000 (1,300 MB) at 32, 8,000 (2,050 MB) at 128. RecBole's atomic file" in page
     assert "in 1.5 s: not counted" in page
     assert "most of the ratio to it is that design" in page.lower()
+
+
+def test_a_missed_goal_is_told_with_its_reason():
+    figures = {"userec": {"evaluate_s": 2.0}, "rectools": {"evaluate_s": 7.0}, "recbole": {"evaluate_s": 5.0}}
+    lines = [line for line in peers.missed(race("sasrec", 200, **figures)) if "ranking" in line]
+    assert len(lines) == 1
+    assert "metrics, seconds: 2.5 times RecBole misses the goal of 3. The goal was set when" in lines[0]
+    assert lines[0].endswith("--model sasrec --length 200`).")
+    figures = {"userec": {"targets_per_s": 9.0}, "recbole": {"targets_per_s": 9.0}}
+    assert [line[-19:] for line in peers.missed(race("gru4rec", 200, **figures))] == [" Not explained yet."]
+
+
+def test_every_missed_goal_is_explained():
+    kept = json.loads((FOLDER / "results" / "peers.json").read_text())
+    lines = [line for each in kept["races"] for line in peers.missed(each)]
+    assert not [line for line in lines if "Not explained" in line]
+    assert len(lines) == len(peers.WHY), "a reason whose goal is no longer missed"
 
 
 def test_table_without_rectools():

@@ -35,10 +35,12 @@ def test_table(scaling):
     exponents = dict.fromkeys(scaling.WHAT, 1.0) | {"train_s": scaling.LINEAR, "memory_mb": scaling.LINEAR + 0.01}
     series = {"users": {"points": rows, "exponents": exponents}}
     kept = {"users": 10, "events": 5, "items": 9, "window": 5, "command": "x", "commit": "c", "machine": "m", "series": series}
+    kept["times"] = 5
     page = "\n".join(scaling.table(kept))
     assert "| users x 2 | 200 | 1.00 (x 2.00) |" in page
     assert "| users: exponent | at most 1.15 | 1.00 | 1.15 | 1.00 | 1.16 (above) |" in page
     assert "reads a user's last 5 events" in page
+    assert page.rstrip().endswith("the quickest of 5 runs.")
 
 
 def test_no_history_is_longer_than_the_window(scaling, tmp_path):
