@@ -268,17 +268,22 @@ def short(group: list[Run], groups: list[list[Run]]) -> list[str]:
     return says
 
 
+def noted(run: Run) -> list[str]:
+    """What a reader must know of the row."""
+    note = NOTES.get((run.name, run.dataset))
+    return [note] if note else []
+
+
 def remarks(groups: list[list[Run]]) -> list[str]:
     """A line for each row that misses a goal, has too few seeds or does not beat popularity, and for each note."""
     lines = []
     for group in groups:
         first = group[0]
-        key, says = (first.name, first.dataset), [*short(group, groups), *behind(group, groups)]
+        says = [*short(group, groups), *behind(group, groups)]
         popular = find(first.report["baselines"], "ndcg@10")
         if popular is not None and not (popular["high"] is not None and value(group, bound="low") > popular["high"]):
             says.append("It does not beat popularity beyond the intervals.")
-        if key in NOTES:
-            says.append(NOTES[key])
+        says += noted(first)
         if says:
             lines.append(f"- **{first.label}**: {' '.join(says)}")
     return [*lines, ""] if lines else []

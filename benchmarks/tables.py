@@ -8,7 +8,7 @@ from typing import Any
 
 import peers
 import scaling
-from quality import Run, behind, cell, compared, find, grouped, load, over_bias, test
+from quality import Run, behind, cell, compared, find, grouped, load, noted, over_bias, test
 
 HERE = Path(__file__).parent
 PAGE = HERE.parent / "docs" / "results.md"
@@ -54,7 +54,7 @@ def others(runs: list[Run]) -> list[str]:
         costs = (*(["-", "-"] if "beside" in kept else seconds), f"{report['peak_rss_mb']:.0f}")
         lines.append("| " + " | ".join(map(str, (*names, *metrics, *costs, f"`{report['dataset']['target_hash']}`"))) + " |")
     groups = grouped(run for run in runs if find(run.report["metrics"], "ndcg@10") is not None)
-    says = [(group[0], behind(group, groups)) for group in groups]
+    says = [(group[0], [*behind(group, groups), *noted(group[0])]) for group in groups]
     told = [f"- **{run.label}**, {run.dataset}: {' '.join(lacks)}" for run, lacks in says if lacks]
     return [*lines, "", *told, *([""] if told else [])]
 

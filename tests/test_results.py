@@ -287,7 +287,7 @@ def test_a_row_that_misses_what_another_reaches_is_told_outside_the_protocols_to
         hrnn_taobao=result(0.09, 1, "hrnn", "taobao"),
         hrnn_beauty=result(0.09, 1, "hrnn", "beauty"),
     )
-    assert "- **hrnn**, taobao: NDCG@10, 0.0900, is less than gru4rec's 0.1000.\n" in text
+    assert "- **hrnn**, taobao: NDCG@10, 0.0900, is less than gru4rec's 0.1000. " in text  # then the note
     assert text.count("- **hrnn**") == 1
 
 
@@ -391,9 +391,14 @@ def test_another_setting_under_the_same_name_is_refused_and_one_that_came_later_
 def test_published_and_goals_name_data_sets_with_a_section(made):
     known = {protocol.dataset for protocol in made.quality.PROTOCOLS}
     assert {one.dataset for one in made.published.PUBLISHED} <= known
-    named = (*made.published.GOALS, *made.published.NOTES, *made.published.SEEDS)
+    named = (*made.published.GOALS, *made.published.SEEDS)
     assert {dataset for _, dataset in named} <= known
     assert {(goal.model, goal.dataset) for goal in made.published.INSTEAD} <= made.published.GOALS.keys()
+
+
+def test_every_note_stands_on_the_page(made):
+    text = (ROOT / "docs" / "results.md").read_text(encoding="utf-8")
+    assert [note for note in made.published.NOTES.values() if note not in text] == []
 
 
 @pytest.mark.parametrize("beside", [None, "another training"])
