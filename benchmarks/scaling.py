@@ -125,8 +125,8 @@ def exponent(sizes: list[float], values: list[float]) -> float:
 
 def figures(data_dir: Path) -> dict[str, Any]:
     """Both series; the data is generated, so `data_dir` is left alone."""
-    out: dict[str, Any] = {"users": USERS, "events": EVENTS, "items": ITEMS, "window": WINDOW}
-    out |= {"times": TIMES, "series": {}}
+    sizes = {"users": USERS, "events": EVENTS, "items": ITEMS, "window": WINDOW}
+    out: dict[str, Any] = {**sizes, "times": TIMES, "series": {}}
     for name in ("users", "events a user"):
         rows = []
         for size in SIZES:

@@ -47,12 +47,9 @@ def main() -> None:
         torch.manual_seed(given.seed)
         session = open_session(load().plugins, coded, settings(given))
         model = session.compose(session.run.experiment)
-        for steps, what in ((WARM, ""), (STEPS, f"{STEPS} training steps")):
-            training = Training(session, model, steps)
-            if what:
-                shares(what, lambda training=training: training.go(Watch(0)))
-            else:
-                training.go(Watch(0))
+        Training(session, model, WARM).go(Watch(0))
+        training = Training(session, model, STEPS)
+        shares(f"{STEPS} training steps", lambda: training.go(Watch(0)))
         evaluate(session, model)
         shares("evaluation", lambda: evaluate(session, model))
 
